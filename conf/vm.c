@@ -1,0 +1,261 @@
+#include "conf/conf.h"
+#include "conf/yaml.h"
+
+#include "base/text.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A definition as its file has it; the message is made from it. */
+struct boot_yaml {
+    char *kernel, *initrd, *append, *state;
+};
+struct vm_yaml {
+    char *name;
+    uint32_t memory_mib, vcpus;
+    char *machine, *cpu;
+    struct boot_yaml boot;
+    int protect, on_node_fault, on_vm_fault;
+    uint32_t checkpoint_interval_ms, priority, restarts_max, restarts_window_s;
+    char **allowed_nodes;
+    unsigned allowed_nodes_count;
+};
+
+#define REQUIRED CYAML_FLAG_POINTER
+#define OPTIONAL (CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL)
+#define WORD     (CYAML_FLAG_OPTIONAL | CYAML_FLAG_STRICT)
+
+static const cyaml_strval_t protect_words[] = {
+    {"none", MAINSTAY__PROTECT__PROTECT_NONE},
+    {"local", MAINSTAY__PROTECT__PROTECT_LOCAL},
+};
+static const cyaml_strval_t on_node_fault_words[] = {
+    {"resume", MAINSTAY__ON_FAULT__ON_FAULT_RESUME},
+    {"restart", MAINSTAY__ON_FAULT__ON_FAULT_RESTART},
+    {"hold", MAINSTAY__ON_FAULT__ON_FAULT_HOLD},
+    {"discard", MAINSTAY__ON_FAULT__ON_FAULT_DISCARD},
+};
+static const cyaml_strval_t on_vm_fault_words[] = {
+    {"resume", MAINSTAY__ON_FAULT__ON_FAULT_RESUME},   {"resume-elsewhere", MAINSTAY__ON_FAULT__ON_FAULT_RESUME_ELSEWHERE},
+    {"restart", MAINSTAY__ON_FAULT__ON_FAULT_RESTART}, {"hold", MAINSTAY__ON_FAULT__ON_FAULT_HOLD},
+    {"discard", MAINSTAY__ON_FAULT__ON_FAULT_DISCARD},
+};
+
+static const cyaml_schema_field_t boot_fields[] = {
+    CYAML_FIELD_STRING_PTR("kernel", OPTIONAL, struct boot_yaml, kernel, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_STRING_PTR("initrd", OPTIONAL, struct boot_yaml, initrd, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_STRING_PTR("append", OPTIONAL, struct boot_yaml, append, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_STRING_PTR("state", OPTIONAL, struct boot_yaml, state, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_END,
+};
+
+static const cyaml_schema_value_t node_name_schema = {CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char, 0, CYAML_UNLIMITED)};
+
+static const cyaml_schema_field_t vm_fields[] = {
+    CYAML_FIELD_STRING_PTR("name", REQUIRED, struct vm_yaml, name, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_UINT("memory-mib", CYAML_FLAG_DEFAULT, struct vm_yaml, memory_mib),
+    CYAML_FIELD_UINT("vcpus", CYAML_FLAG_OPTIONAL, struct vm_yaml, vcpus),
+    CYAML_FIELD_STRING_PTR("machine", OPTIONAL, struct vm_yaml, machine, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_STRING_PTR("cpu", OPTIONAL, struct vm_yaml, cpu, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_MAPPING("boot", CYAML_FLAG_DEFAULT, struct vm_yaml, boot, boot_fields),
+    CYAML_FIELD_ENUM("protect", WORD, struct vm_yaml, protect, protect_words, CYAML_ARRAY_LEN(protect_words)),
+    CYAML_FIELD_UINT("checkpoint-interval-ms", CYAML_FLAG_OPTIONAL, struct vm_yaml, checkpoint_interval_ms),
+    CYAML_FIELD_ENUM("on-node-fault", WORD, struct vm_yaml, on_node_fault, on_node_fault_words,
+                     CYAML_ARRAY_LEN(on_node_fault_words)),
+    CYAML_FIELD_ENUM("on-vm-fault", WORD, struct vm_yaml, on_vm_fault, on_vm_fault_words, CYAML_ARRAY_LEN(on_vm_fault_words)),
+    CYAML_FIELD_UINT("priority", CYAML_FLAG_OPTIONAL, struct vm_yaml, priority),
+    CYAML_FIELD_UINT("restarts-max", CYAML_FLAG_OPTIONAL, struct vm_yaml, restarts_max),
+    CYAML_FIELD_UINT("restarts-window-s", CYAML_FLAG_OPTIONAL, struct vm_yaml, restarts_window_s),
+    CYAML_FIELD_SEQUENCE("allowed-nodes", OPTIONAL, struct vm_yaml, allowed_nodes, &node_name_schema, 0, MST_NODES_MAX),
+    CYAML_FIELD_END,
+};
+
+static const cyaml_schema_value_t vm_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct vm_yaml, vm_fields)};
+
+/* For the file and for the message alike. The machine and the CPU become parts of QEMU's comma-separated arguments: no comma in the
+ * machine, properties only in the CPU. */
+static const struct mst_rule rules[] = {
+    {"name", MST_RULE_NAME, 0, 0, NULL},
+    {"memory-mib", MST_RULE_NUMBER, 1, MST_VM_MEMORY_MIB_MAX, NULL},
+    {"vcpus", MST_RULE_NUMBER, 1, MST_VM_VCPUS_MAX, NULL},
+    {"machine", MST_RULE_TOKEN, 1, 63, "-._"},
+    {"cpu", MST_RULE_TOKEN, 1, 255, "-._,+="},
+    {"boot.kernel", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
+    {"boot.initrd", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
+    {"boot.append", MST_RULE_LINE, 0, 2047, NULL},
+    {"boot.state", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
+    {"checkpoint-interval-ms", MST_RULE_NUMBER, MST_CHECKPOINT_MS_MIN, MST_CHECKPOINT_MS_MAX, NULL},
+    {"priority", MST_RULE_NUMBER, 0, MST_VM_PRIORITY_MAX, NULL},
+    {"restarts-max", MST_RULE_NUMBER, 1, MST_VM_RESTARTS_MAX, NULL},
+    {"restarts-window-s", MST_RULE_NUMBER, 1, MST_VM_RESTARTS_S_MAX, NULL},
+    {"allowed-nodes[]", MST_RULE_NAME, 0, 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+/* ---------------------------------------------------------------- the message */
+
+static int check_number(const char *key, uint32_t value, struct mst_why *why)
+{
+    char what[MST_RULE_TEXT_BYTES];
+
+    if (mst_rule_number(mst_rule_find(rules, key), value, what) == 0)
+        return 0;
+    return mst_why_set(why, -EINVAL, "%s: %s", key, what);
+}
+
+/* An optional string may be absent. */
+static int check_string(const char *key, const char *value, struct mst_why *why)
+{
+    char what[MST_RULE_TEXT_BYTES];
+
+    if (!value || mst_rule_string(mst_rule_find(rules, key), value, what) == 0)
+        return 0;
+    return mst_why_set(why, -EINVAL, "%s: %s", key, what);
+}
+
+static int check_boot(const Mainstay__VmDefinition *def, struct mst_why *why)
+{
+    int r;
+
+    if (def->boot_kernel && def->boot_state)
+        return mst_why_set(why, -EINVAL, "boot.state: is given together with boot.kernel, allowed is exactly one of them");
+    if (!def->boot_kernel && !def->boot_state)
+        return mst_why_set(why, -EINVAL, "boot: has neither kernel nor state, allowed is exactly one of them");
+    if (def->boot_state && def->boot_initrd)
+        return mst_why_set(why, -EINVAL, "boot.initrd: is given with boot.state, allowed only with boot.kernel");
+    if (def->boot_state && def->boot_append)
+        return mst_why_set(why, -EINVAL, "boot.append: is given with boot.state, allowed only with boot.kernel");
+    r = check_string("boot.kernel", def->boot_kernel, why);
+    r = r < 0 ? r : check_string("boot.initrd", def->boot_initrd, why);
+    r = r < 0 ? r : check_string("boot.append", def->boot_append, why);
+    return r < 0 ? r : check_string("boot.state", def->boot_state, why);
+}
+
+static int check_word(const char *key, int value, const cyaml_strval_t *words, unsigned count, struct mst_why *why)
+{
+    struct mst_words all = {.list = ""};
+
+    for (unsigned i = 0; i < count; i++) {
+        if (words[i].val == value)
+            return 0;
+        mst_words_add(&all, words[i].str, strlen(words[i].str), "");
+    }
+    return mst_why_set(why, -EINVAL, "%s: value %d is not allowed here; allowed: %s", key, value, all.list);
+}
+
+static int check_allowed_nodes(const Mainstay__VmDefinition *def, struct mst_why *why)
+{
+    char what[MST_RULE_TEXT_BYTES];
+
+    if (def->n_allowed_nodes > MST_NODES_MAX)
+        return mst_why_set(why, -EINVAL, "allowed-nodes: has %zu entries, allowed 0..%d", def->n_allowed_nodes, MST_NODES_MAX);
+    for (size_t i = 0; i < def->n_allowed_nodes; i++) {
+        if (mst_rule_string(mst_rule_find(rules, "allowed-nodes[0]"), def->allowed_nodes[i], what) < 0)
+            return mst_why_set(why, -EINVAL, "allowed-nodes[%zu]: %s", i, what);
+        for (size_t j = 0; j < i; j++) {
+            if (strcmp(def->allowed_nodes[i], def->allowed_nodes[j]) == 0)
+                return mst_why_set(why, -EINVAL, "allowed-nodes[%zu]: '%s' is listed twice, each node is allowed once", i,
+                                   def->allowed_nodes[i]);
+        }
+    }
+    return 0;
+}
+
+int mst_vm_definition_check(const Mainstay__VmDefinition *def, struct mst_why *why)
+{
+    int r;
+
+    if (!def->name)
+        return mst_why_set(why, -EINVAL, "name: is missing, it has to be given");
+    r = check_string("name", def->name, why);
+    r = r < 0 ? r : check_number("memory-mib", def->memory_mib, why);
+    r = r < 0 ? r : check_number("vcpus", def->vcpus, why);
+    r = r < 0 ? r : check_string("machine", def->machine, why);
+    r = r < 0 ? r : check_string("cpu", def->cpu, why);
+    r = r < 0 ? r : check_boot(def, why);
+    r = r < 0 ? r : check_word("protect", def->protect, protect_words, CYAML_ARRAY_LEN(protect_words), why);
+    r = r < 0 ? r : check_number("checkpoint-interval-ms", def->checkpoint_interval_ms, why);
+    r = r < 0 ? r
+              : check_word("on-node-fault", def->on_node_fault, on_node_fault_words, CYAML_ARRAY_LEN(on_node_fault_words), why);
+    r = r < 0 ? r : check_word("on-vm-fault", def->on_vm_fault, on_vm_fault_words, CYAML_ARRAY_LEN(on_vm_fault_words), why);
+    r = r < 0 ? r : check_number("priority", def->priority, why);
+    r = r < 0 ? r : check_number("restarts-max", def->restarts_max, why);
+    r = r < 0 ? r : check_number("restarts-window-s", def->restarts_window_s, why);
+    return r < 0 ? r : check_allowed_nodes(def, why);
+}
+
+/* ---------------------------------------------------------------- the file */
+
+/* What is absent stays at the message's default; strings are still the file's. */
+static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *vm, Mainstay__VmDefinition *def)
+{
+    mainstay__vm_definition__init(def);
+    def->name = vm->name;
+    def->memory_mib = vm->memory_mib;
+    if (vm->machine)
+        def->machine = vm->machine;
+    if (vm->cpu)
+        def->cpu = vm->cpu;
+    def->boot_kernel = vm->boot.kernel;
+    def->boot_initrd = vm->boot.initrd;
+    def->boot_append = vm->boot.append;
+    def->boot_state = vm->boot.state;
+    /* Every value goes out, also those that are today's defaults: another version may have other ones. */
+    def->has_vcpus = def->has_protect = def->has_checkpoint_interval_ms = 1;
+    def->has_on_node_fault = def->has_on_vm_fault = def->has_priority = 1;
+    def->has_restarts_max = def->has_restarts_window_s = 1;
+    if (mst_yaml_has(yaml, "vcpus"))
+        def->vcpus = vm->vcpus;
+    if (mst_yaml_has(yaml, "protect"))
+        def->protect = (Mainstay__Protect)vm->protect;
+    if (mst_yaml_has(yaml, "checkpoint-interval-ms"))
+        def->checkpoint_interval_ms = vm->checkpoint_interval_ms;
+    if (mst_yaml_has(yaml, "on-node-fault"))
+        def->on_node_fault = (Mainstay__OnFault)vm->on_node_fault;
+    if (mst_yaml_has(yaml, "on-vm-fault"))
+        def->on_vm_fault = (Mainstay__OnFault)vm->on_vm_fault;
+    if (mst_yaml_has(yaml, "priority"))
+        def->priority = vm->priority;
+    if (mst_yaml_has(yaml, "restarts-max"))
+        def->restarts_max = vm->restarts_max;
+    if (mst_yaml_has(yaml, "restarts-window-s"))
+        def->restarts_window_s = vm->restarts_window_s;
+    def->allowed_nodes = vm->allowed_nodes;
+    def->n_allowed_nodes = vm->allowed_nodes_count;
+}
+
+int mst_vm_definition_load(const char *path, Mainstay__VmDefinition **ret_def, struct mst_why *why)
+{
+    Mainstay__VmDefinition def, *copy;
+    struct mst_yaml *yaml;
+    struct vm_yaml *vm = NULL;
+    int r;
+
+    r = mst_yaml_open(path, &yaml, why);
+    if (r < 0)
+        return r;
+    r = mst_yaml_load(yaml, &vm_schema, rules, (void **)&vm, why);
+    if (r < 0)
+        goto close_yaml;
+    definition_fill(yaml, vm, &def);
+    r = mst_vm_definition_check(&def, why);
+    if (r < 0) {
+        mst_yaml_place(yaml, why, r);
+        goto free_vm;
+    }
+    copy = malloc(sizeof(*copy));
+    if (!copy) {
+        r = mst_why_set(why, -ENOMEM, "%s: no memory", path);
+        goto free_vm;
+    }
+    *copy = def;
+    *ret_def = copy;
+    memset(vm, 0, sizeof(*vm)); /* its strings are the message's now */
+free_vm:
+    mst_yaml_free(&vm_schema, vm);
+close_yaml:
+    mst_yaml_close(yaml);
+    return r;
+}

@@ -1,0 +1,427 @@
+#ifndef MST_CORE_INTERNAL_H
+#define MST_CORE_INTERNAL_H
+
+/* Shared by the files of core/ only. Which file does what:
+ *     core.c     life, the loop over all work, committed
+ *     txn.c      staging rows, applying them
+ *     view.c     lookups, capacity, who may be chosen
+ *     orders.c   orders that wait for an answer
+ *     intake.c   fault reports: dedupe, opening recoveries
+ *     join.c     hello, link closed, slots, sweeping what nodes still hold
+ *     judge.c    beat windows into fault reports, agent included
+ *     fence.c    proofs: keeper, return, power, watchdog, operator
+ *     lease.c    leases of nodes, and when the end of one is a proof
+ *     storm.c    how much at a time, and when nothing: fences, starts, most nodes lost at once
+ *     recovery.c table of states, REPORTED to FENCING
+ *     saves.c    which save is the newest, and whether it can be had
+ *     resume.c   final reading, planning, committing, resuming
+ *     request.c  the operator
+ *     look.c     views
+ *     trace.c    decisions and orders as events of the timeline
+ */
+
+#include "base/fault.h"
+#include "base/state.h"
+#include "coordinator/core/core.h"
+#include "coordinator/core/detect.h"
+#include "coordinator/core/plan.h"
+#include "shm/layout.h"
+
+#define RECOVERIES_KEPT 128u
+#define FAULTS_KEPT     512u
+#define REPORTS_MAX     256u
+#define REQUESTS_MAX    64u
+#define ORDERS_MAX      512u
+#define WAITERS_MAX     128u
+#define PROOFS_MAX      32u
+
+#define TRIES_MAX             3u     /* starts of one VM in one recovery */
+#define REFUSED_MAX           2u     /* refusals of one save that are believed */
+#define START_DEADLINE_MS     60000u /* OrderStart: load, and the pull by MST_PULL_MS_PER_MIB */
+#define SAVE_DEADLINE_MS      20000u
+#define FENCE_DEADLINE_MS     10000u
+#define ORDER_DEADLINE_MS     15000u /* the others */
+#define FENCE_RETRY_MIN_MS    1000u
+#define FENCE_RETRY_MAX_MS    30000u
+#define READ_DEADLINE_MS      1000u  /* the look before the fence */
+#define READ_AGAIN_MS         1000u  /* views: slots are read so often */
+#define READ_GAP_MS           100u   /* and at most so often when something changed */
+#define FENCE_OFF_MS          30000u /* after a fence was called off the power may still go */
+#define STORE_RETRY_MIN_MS    200u
+#define STORE_RETRY_MAX_MS    5000u
+#define STORE_SLOW_MS         2000u /* a transaction that takes longer is told of */
+#define HELD_RETRY_MS         1000u
+#define SAVE_RETRY_MS         30000u  /* a VM that could not be saved runs on; then it is tried again */
+#define SEEN_AGAIN_MS         1000u   /* from a Hello until beats are read */
+#define OWN_PAUSE_MS          1000u   /* a gap between our ticks that means we were paused */
+#define AGENT_TRIES_MAX       3u      /* restarts of one agent ... */
+#define AGENT_TRIES_WINDOW_MS 300000u /* ... in this time */
+#define MASS_WINDOW_MS        60000u  /* nodes lost within this time went at once */
+#define MASS_LOSS_MIN         2u
+#define PANIC_WINDOW_MS       60000u
+#define OLD_SAVE_KEPT_MS      10000u /* the save a VM was resumed from outlives its first own checkpoint by this at most */
+#define FORGET_RETRY_MS       5000u
+#define WAIT_MAX_MS           60000u /* start and stop requests */
+
+#define MAX_OF(a, b) ((a) > (b) ? (a) : (b))
+#define MIN_OF(a, b) ((a) < (b) ? (a) : (b))
+
+struct held { /* what a node has in main storage for one (vm, epoch) */
+    struct mst_slot s;
+    uint64_t sweep_ms; /* an order to fence or forget it went out then; 0: none */
+    bool told;         /* logged as unknown */
+};
+
+struct node_lease {      /* of the present keeper instance, given in this run */
+    uint64_t decided_ms; /* when the last renewal was decided; 0: none was */
+    uint64_t next_ms;
+    uint64_t count;
+    uint64_t beat; /* that it names */
+    bool bound;    /* the keeper showed that it lives by a strict lease of ours, with a watchdog behind it */
+};
+
+struct node {
+    struct mst_member conf;
+    struct mst_node_row d;
+    uint64_t link; /* 0: none */
+    uint64_t link_since_ms, link_closed_ms;
+    int link_err;
+    char link_text[MST_TEXT_BYTES];
+    uint32_t memory_mib, vcpus; /* of its Hello */
+    uint8_t boot_id[16];
+    uint64_t instance;                 /* of the link, or of the last link */
+    bool earlier_dead;                 /* Hello said so, for this instance */
+    bool joined;                       /* in this run of the coordinator */
+    bool exits_unjudged;               /* since its Hello */
+    uint64_t exits_told_ms;            /* of the link whose Hello lacked a VM, which was logged */
+    uint64_t joins_ms[MST_JOINS_KEPT]; /* of new instances, newest first; 0: none */
+    /* reading */
+    bool readable, reading, read_wanted;
+    uint64_t read_started, read_finished; /* numbers of reads */
+    uint64_t read_ms;                     /* when the last was started */
+    int read_err;
+    char read_text[MST_TEXT_BYTES];
+    uint64_t generation;
+    struct mst_detect detect;
+    uint64_t beat_reads, beat_gap_max_ms;
+    struct node_lease lease;
+    bool agent_up;
+    struct held held[MST_VMS_PER_NODE];
+    unsigned held_count;
+    struct mst_node_info info;
+    /* fencing by power */
+    bool fencing;
+    uint64_t fence_token, fence_next_ms;
+    uint64_t fence_off_ms; /* when a running fence agent was called off, 0: never */
+    uint32_t fence_tries;
+    char fence_text[MST_TEXT_BYTES];
+    uint64_t agent_restarts_ms[AGENT_TRIES_MAX]; /* newest first */
+    bool usable_before;
+    /* mass loss */
+    uint64_t well_ms;   /* when it was last seen to be well, 0: not in this run */
+    bool mass_lost;     /* one of those that vanished at once */
+    bool loss_accepted; /* the operator said go on without it */
+};
+
+struct vm {
+    bool used;
+    struct mst_vm_row d;
+    struct mst_definition def;
+    int rec; /* open recovery that has it pending or held, -1 */
+    uint64_t panic_ms, panic_before_ms, panic_epoch;
+    uint64_t corrupt_epoch;                 /* told about a damaged save of this epoch */
+    uint64_t continue_ms;                   /* an order to continue went out then */
+    uint64_t moves_ms[MST_VM_RESTARTS_MAX]; /* recoveries, newest first */
+    uint64_t running_ms;                    /* since when it runs under this grant, as far as we saw; 0: not */
+    uint64_t own_save_epoch;                /* a save taken under this epoch was seen */
+};
+
+struct rvm {
+    struct mst_rvm_row d;
+    int vm;         /* index, -1 when it is gone */
+    uint64_t order; /* token of the order that is out, 0: none */
+    bool ordered, answered;
+    int err;
+    char why[MST_TEXT_BYTES];
+    struct mst_start_result start;
+    uint64_t retry_ms;
+    uint64_t read_want;     /* number of the read that will do, 0: not asked */
+    bool seen;              /* READING2: that read went well */
+    uint64_t refused_epoch; /* of the save that was refused when it was pulled ... */
+    uint32_t refused;       /* ... so often, in this run */
+    uint32_t away_node;     /* READING2: its newest save may be there, which could not be asked; 0: none */
+};
+
+struct rec {
+    bool used;
+    struct mst_recovery_row d;
+    struct rvm vms[MST_VMS_PER_NODE];
+    unsigned vms_count;
+    struct mst_step_row steps[MST_RECOVERY_STEPS];
+    unsigned steps_count, steps_total;
+    /* of this run of the coordinator, reset at every move */
+    uint64_t entered_ms;
+    uint64_t read_want;
+    uint64_t fence_order; /* token */
+    uint64_t fence_retry_ms;
+    uint32_t fence_tries;
+    uint64_t agent_order, agent_beat;
+    bool agent_asked, counted;
+    struct mst_time resuming; /* COMMITTING: when the first order to start went out; us 0: none yet */
+    uint64_t hold_generation, held_ms;
+    char why[MST_TEXT_BYTES];
+    /* of this run, kept over moves */
+    uint64_t fence_sent; /* keeper instance that an order to fence went to: it may be obeyed any time; 0: none */
+    uint64_t started_us; /* of the first step, on our clock; 0: it was before this run */
+    uint64_t changed_ms;
+};
+
+struct pending {
+    uint64_t token; /* 0: free */
+    enum mst_order_type type;
+    unsigned node;
+    uint64_t instance, recovery_id, epoch, deadline_ms;
+    char vm[MST_NAME_BYTES];
+};
+
+struct queued_report {
+    struct mst_report r;
+    uint64_t link, token;
+    int node_of_link; /* -1: operator or ourselves */
+};
+
+struct queued_request {
+    struct mst_request r;
+    uint64_t token;
+    struct mst_definition definition;
+};
+
+struct waiter {
+    uint64_t token; /* 0: free */
+    bool for_start;
+    char vm[MST_NAME_BYTES];
+    uint64_t deadline_ms;
+};
+
+struct proof { /* evidence that waits for its transaction */
+    bool used;
+    enum mst_proof_kind kind;
+    unsigned node;
+    uint64_t instance;
+    struct mst_vm_epoch vms[MST_VMS_PER_NODE];
+    unsigned vms_count; /* KEEPER; the others speak of the whole node */
+    char text[MST_TEXT_BYTES];
+    uint64_t token; /* of the operator who waits, 0: none */
+};
+
+struct mst_core {
+    struct mst_core_conf conf;
+    struct mst_core_io io;
+    struct mst_time now;
+    uint64_t now_ms;
+    uint64_t started_ms, last_tick_ms;
+    uint64_t windows_ms; /* since when all windows of detection run again, after a pause of our own; 0: there was none */
+    bool started, ready;
+    uint64_t next_token;
+    uint64_t view_generation; /* grows when somebody might have room now */
+    struct mst_meta_row meta;
+    struct node nodes[MST_NODES_MAX];
+    unsigned nodes_count;
+    /* Of each table only entries below its end were ever used: ticks are often, the tables large and mostly empty. */
+    unsigned vms_end, recs_end, orders_end;
+    struct vm vms[MST_VMS_MAX];
+    struct rec recs[RECOVERIES_KEPT];
+    struct mst_fault_row faults[FAULTS_KEPT]; /* ring by id */
+    uint64_t faults_newest;
+    struct pending orders[ORDERS_MAX];
+    struct queued_report reports[REPORTS_MAX];
+    unsigned reports_head, reports_count;
+    struct queued_request requests[REQUESTS_MAX];
+    unsigned requests_head, requests_count;
+    struct waiter waiters[WAITERS_MAX];
+    struct proof proofs[PROOFS_MAX];
+    /* the transaction */
+    struct mst_txn txn;
+    struct mst_definition definition; /* that the transaction names */
+    bool staging, committing, pops_report;
+    uint64_t commit_ms;    /* when it was handed to the store */
+    bool slow_told;        /* that the store does not answer */
+    uint64_t txn_us;       /* when it was begun: a new recovery counts from there */
+    uint64_t record_fault; /* id of a fault to be put into its node's own log once durable, 0: none */
+    uint64_t reply_token;  /* answered when it has ended */
+    enum { REPLY_NOW, REPLY_START, REPLY_STOP } reply_when;
+    char reply_vm[MST_NAME_BYTES];
+    char reply_text[MST_TEXT_BYTES];
+    char txn_log[MST_TEXT_BYTES * 2];
+    struct proof *proof_staged;
+    uint64_t store_next_ms;
+    uint32_t store_failures;
+    char trouble[MST_TEXT_BYTES * 2];
+    char outdated[MST_TEXT_BYTES * 2]; /* our store is an old copy: why; nothing is decided any more */
+    char last_failed_log[MST_TEXT_BYTES];
+    bool frozen;                          /* most nodes vanished at once: nothing is fenced */
+    char frozen_text[MST_TEXT_BYTES * 2]; /* why, in words */
+    uint64_t thawed_ms;                   /* enough of them were back then, 0: never, or an operator has said go on */
+};
+
+/* view.c */
+int vm_find(const struct mst_core *core, const char *name);
+int vm_slot(struct mst_core *core, const char *name); /* found, or a free one; -1: full */
+int node_find(const struct mst_core *core, const char *name);
+int node_find_id(const struct mst_core *core, uint32_t id);
+const char *node_name(const struct mst_core *core, uint32_t id); /* "?" */
+struct held *held_find(struct node *node, const char *vm, uint64_t epoch);
+uint64_t vm_need_bytes(const struct vm *vm);
+uint64_t node_used_bytes(const struct mst_core *core, unsigned index);
+bool node_alive(const struct mst_core *core, unsigned index); /* link, and a beat that is neither frozen nor unreadable */
+bool node_usable(const struct mst_core *core, unsigned index, const char **ret_why);
+bool node_has_open(const struct mst_core *core, uint32_t node_id, unsigned scopes); /* scopes: bits of enum mst_scope */
+int node_open(const struct mst_core *core, uint32_t node_id, unsigned scopes);      /* newest such recovery, -1 */
+int node_lost(const struct mst_core *core, unsigned index); /* open recovery of the node's newest instance as a whole, -1 */
+bool rec_room(const struct mst_core *core);
+unsigned place(struct mst_core *core, struct rec *rec, const unsigned *which, unsigned count, bool elsewhere_only,
+               struct mst_placement *ret); /* which: indices of rec->vms */
+bool any_other_alive(const struct mst_core *core, unsigned index);
+void text_set(char *to, size_t size, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void core_log(struct mst_core *core, enum mst_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+/* txn.c: stage copies, submit; nothing changes before the store has them. Staging twice gives the same copy. */
+bool txn_free(const struct mst_core *core); /* nothing in flight, and the store is not resting after a failure */
+/* The transaction under way moves this recovery: it may be durable already, so nothing is done any more for what the recovery still is here. */
+bool txn_moves(const struct mst_core *core, const struct rec *rec);
+void txn_begin(struct mst_core *core);
+struct mst_meta_row *txn_meta(struct mst_core *core);
+struct mst_node_row *txn_node(struct mst_core *core, unsigned index);
+struct mst_vm_row *txn_vm(struct mst_core *core, int index);
+const struct mst_vm_row *staged_vm(const struct mst_core *core, int index); /* what it will be: staged, or as it is */
+struct mst_recovery_row *txn_rec(struct mst_core *core, const struct rec *rec);
+struct mst_rvm_row *txn_rvm(struct mst_core *core, const struct rec *rec, unsigned i);
+const struct mst_rvm_row *staged_rvm(const struct mst_core *core, const struct rec *rec, unsigned i);
+struct mst_row *txn_add(struct mst_core *core, enum mst_row_kind kind); /* a new zeroed row; aborts when the txn is full: a bug */
+struct mst_proof_row *txn_proof(struct mst_core *core, enum mst_proof_kind kind, unsigned node, uint64_t instance);
+struct mst_fault_row *txn_fault(struct mst_core *core);
+void txn_move(struct mst_core *core, struct rec *rec, enum mst_rec_state next, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+void txn_move_at(struct mst_core *core, struct rec *rec, const struct mst_time *when,
+                 enum mst_rec_state next); /* a move made earlier */
+void txn_submit(struct mst_core *core, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void txn_drop(struct mst_core *core);
+void txn_apply(struct mst_core *core); /* of a committed transaction */
+int row_apply(struct mst_core *core, const struct mst_row *row, bool live, struct mst_why *why);
+
+/* orders.c */
+/* Fills in token, instance and term; the node has a link. Returns the token, 0: not sent. */
+uint64_t order_send(struct mst_core *core, struct mst_order *order, uint64_t recovery_id, uint32_t deadline_ms);
+bool order_pending(const struct mst_core *core, uint64_t token);
+void orders_fail(struct mst_core *core, unsigned node, const char *text); /* the link is gone */
+void orders_expire(struct mst_core *core);
+void orders_delay(struct mst_core *core, uint64_t ms);
+void order_answered(struct mst_core *core, const struct pending *order, const struct mst_answer *answer);
+
+/* intake.c */
+void report_queue(struct mst_core *core, const struct mst_report *report, uint64_t link, uint64_t token, int node_of_link);
+bool report_step(struct mst_core *core); /* true: a transaction went out */
+bool report_waits(const struct mst_core *core, uint32_t kind, const char *node, const char *vm);
+/* Stages a recovery and its VMs: only_vm, or with -1 all that run on node and are in no other. Call it before their rows change for another
+ * reason. Returns its id, 0: no free entry (nothing staged). node -1: none. */
+uint64_t open_recovery(struct mst_core *core, enum mst_scope scope, uint32_t kind, int node, uint64_t fault_id, int only_vm,
+                       const char *text);
+void recovery_go_on(struct mst_core *core, uint64_t id, enum mst_rec_state next,
+                    const char *text); /* one staged by open_recovery */
+/* The same for what an earlier keeper instance of node left. */
+uint64_t open_recovery_of(struct mst_core *core, uint64_t instance, unsigned node, uint64_t fault_id, const char *text);
+const char *scope_name(unsigned scope);
+
+/* join.c */
+bool join_step(struct mst_core *core, unsigned index);
+void node_effects(struct mst_core *core, unsigned index);
+void slots_judge(struct mst_core *core, unsigned index);
+void report_self(struct mst_core *core, uint32_t kind, unsigned node, int vm, const char *text);
+
+/* judge.c */
+void judge_nodes(struct mst_core *core);
+
+/* fence.c */
+void power_cancel(struct mst_core *core, unsigned index); /* a running fence agent, if there is one */
+bool fence_needed(const struct mst_core *core, unsigned index);
+void fence_power_step(struct mst_core *core, unsigned index);
+bool fence_power_wanted(const struct mst_core *core, unsigned index); /* a fence agent would be started, were there no storm */
+bool rec_fence_step(struct mst_core *core, struct rec *rec);
+void fence_answered(struct mst_core *core, const struct pending *order, const struct mst_answer *answer);
+struct proof *proof_queue(struct mst_core *core, enum mst_proof_kind kind, unsigned node, uint64_t instance); /* NULL: full */
+bool proof_waits(const struct mst_core *core, unsigned node); /* by power or operator */
+void proof_committed(struct mst_core *core, int err);
+bool rec_fenced(struct mst_core *core, struct rec *rec);
+bool proofs_step(struct mst_core *core); /* evidence that came while a transaction was in flight */
+unsigned stage_node_proof(struct mst_core *core, enum mst_proof_kind kind, unsigned node, uint64_t instance, const char *text);
+
+/* storm.c: text says what is waited for */
+void storm_begin(struct mst_core *core);                                /* after the rows are loaded */
+void storm_watch(struct mst_core *core);                                /* every tick, before anything is judged */
+bool storm_holds(const struct mst_core *core, char *text, size_t size); /* no node may be fenced now for being away */
+unsigned storm_accept(struct mst_core *core);                           /* the operator: go on; how many nodes are written off */
+bool fence_turn(const struct mst_core *core, unsigned index, char *text, size_t size);
+bool start_ready(const struct mst_core *core, const struct rec *rec, unsigned i); /* its order could go out now */
+bool start_turn(const struct mst_core *core, const struct rec *rec, unsigned i, unsigned index, char *text, size_t size);
+/* lease.c */
+void lease_beat(struct mst_core *core, unsigned index, const struct mst_beat *beat); /* a beat of the present instance was read */
+void lease_reset(struct node *node);                                                 /* another instance */
+/* Whether nothing runs there any more because its lease has run out. *ret_left_ms: how long until it will, 0: it never will. */
+bool lease_proves(const struct mst_core *core, unsigned index, uint64_t *ret_left_ms);
+
+/* recovery.c */
+extern const struct mst_state rec_states[MST_REC_STATES];
+bool rec_step(struct mst_core *core, struct rec *rec);
+void rec_entered(struct mst_core *core, struct rec *rec);
+void save_answered(struct mst_core *core, const struct pending *order, const struct mst_answer *answer);
+struct rec *rec_by_id(struct mst_core *core, uint64_t id);
+bool rec_open(const struct rec *rec);
+uint64_t rec_elapsed_us(const struct rec *rec, const struct mst_time *when);
+/* Asks for a read of node's slots that starts after now (once per *want) and says whether it is over: read, failed, or too late. */
+bool read_ready(struct mst_core *core, const struct rec *rec, uint64_t *want, unsigned node, uint64_t deadline_ms,
+                bool *ret_good);
+bool stays_for_now(const struct mst_rvm_row *rvm);                        /* runs on, but is to be moved */
+bool rec_close(struct mst_core *core, struct rec *rec, const char *text); /* stages DONE or HELD by the staged outcomes */
+
+/* saves.c */
+enum save_fate {
+    SAVE_GONE, /* there is none any more, or never was */
+    SAVE_AWAY, /* its node cannot be asked now: nothing is known */
+    SAVE_THERE,
+};
+bool memory_gone(const struct node *node); /* with its power, or a person says so */
+enum save_fate save_fate(const struct mst_core *core, const char *vm,
+                         const struct mst_save_ref *save); /* of one of an earlier grant */
+/* The newest save of a fenced VM. seen: the slots of its node were read after its fence. AWAY: *ret says where it may be. */
+enum save_fate newest_save(const struct mst_core *core, int index, bool seen, struct mst_save_ref *ret);
+bool save_is_back(const struct mst_core *core, int index); /* what was away can be had, or is given up */
+bool same_save(const struct mst_save_ref *a, const struct mst_save_ref *b);
+void note_own_saves(struct mst_core *core, unsigned index); /* node's slots are new */
+bool old_saves_step(struct mst_core *core); /* saves that running VMs have outlived; true: a transaction went out */
+
+/* resume.c */
+bool rec_reading2(struct mst_core *core, struct rec *rec);
+bool rec_planning(struct mst_core *core, struct rec *rec);
+bool rec_resuming(struct mst_core *core, struct rec *rec);
+bool rec_held(struct mst_core *core, struct rec *rec);
+void start_answered(struct mst_core *core, const struct pending *order, const struct mst_answer *answer);
+
+/* request.c */
+bool request_step(struct mst_core *core);
+void waiters_step(struct mst_core *core);
+void waiter_add(struct mst_core *core, uint64_t token, bool for_start, const char *vm);
+bool vm_wish_step(struct mst_core *core); /* running VMs that are not wanted */
+
+/* trace.c */
+void core_event(struct mst_core *core, const struct mst_event *event); /* term: ours, when it is 0 */
+void trace_begin(struct mst_core *core);                               /* the rows are loaded */
+void trace_row(struct mst_core *core, const struct mst_row *row);      /* durable, and about to be applied */
+void trace_order(struct mst_core *core, enum mst_event_kind kind, const struct mst_event *about, unsigned node);
+void trace_node(struct mst_core *core, enum mst_event_kind kind, unsigned node, uint64_t token, int err, const char *text);
+
+/* core.c */
+void core_run(struct mst_core *core);
+bool core_outdated(const struct mst_core *core);
+void core_time(struct mst_core *core, const struct mst_time *now);
+
+#endif

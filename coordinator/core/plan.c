@@ -1,0 +1,189 @@
+#include "coordinator/core/plan.h"
+
+#include "base/mutant.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MIB (UINT64_C(1) << 20)
+
+uint64_t mst_plan_need_bytes(uint32_t memory_mib, bool protect_local)
+{
+    uint64_t ram = memory_mib * MIB;
+    uint64_t pages = ram / MST_PAGE_BYTES;
+    uint64_t need = ram + UINT64_C(2) * MST_DEVICE_BYTES_MAX + 8 * pages; /* device slots, two checksum tables */
+    uint64_t delta_pages = pages / 4;
+
+    if (protect_local) {
+        if (delta_pages < 256)
+            delta_pages = pages < 256 ? pages : 256;
+        need += ram + delta_pages * (MST_PAGE_BYTES + 8u);
+    }
+    return (need + MST_PAGE_BYTES - 1) / MST_PAGE_BYTES * MST_PAGE_BYTES +
+           UINT64_C(4) * MST_PAGE_BYTES; /* rounding of each file */
+}
+
+__attribute__((format(printf, 4, 5))) static void append(char *text, size_t size, size_t *used, const char *fmt, ...)
+{
+    va_list args;
+    int n;
+
+    if (*used + 1 >= size)
+        return;
+    va_start(args, fmt);
+    n = vsnprintf(text + *used, size - *used, fmt, args);
+    va_end(args);
+    if (n > 0)
+        *used += (size_t)n < size - *used ? (size_t)n : size - *used - 1;
+}
+
+static bool allowed(const struct mst_plan_vm *vm, uint32_t id)
+{
+    if (vm->only_id != 0)
+        return vm->only_id == id;
+    for (uint32_t i = 0; i < vm->allowed_count; i++) {
+        if (vm->allowed[i] == id)
+            return true;
+    }
+    return vm->allowed_count == 0 || MST_MUTANT(28);
+}
+
+/* Writes why vm does not fit on node, or returns true. */
+static bool fits(const struct mst_plan_node *node, const struct mst_plan_vm *vm, char *why, size_t size, size_t *used)
+{
+    uint64_t in_use = node->used_bytes;
+    uint64_t left;
+    uint32_t slots = node->used_slots;
+
+    if (vm->credit_id == node->id) {
+        in_use -= vm->credit_bytes < in_use ? vm->credit_bytes : in_use;
+        slots -= slots > 0 ? 1 : 0;
+    }
+    left = node->memory_bytes > in_use ? node->memory_bytes - in_use : 0;
+    if (left + (MST_MUTANT(27) ? 8 * MIB : 0) < vm->need_bytes) {
+        append(why, size, used, "%s%s: %" PRIu64 " MiB left, %" PRIu64 " needed", *used ? "; " : "", node->name, left / MIB,
+               (vm->need_bytes + MIB - 1) / MIB);
+        return false;
+    }
+    if (node->used_vcpus + vm->vcpus > node->vcpus * MST_PLAN_VCPU_OVERCOMMIT) {
+        append(why, size, used, "%s%s: %u of %u vCPUs taken, %u needed", *used ? "; " : "", node->name, node->used_vcpus,
+               node->vcpus * MST_PLAN_VCPU_OVERCOMMIT, vm->vcpus);
+        return false;
+    }
+    if (slots >= MST_VMS_PER_NODE) {
+        append(why, size, used, "%s%s: all %u VM slots taken", *used ? "; " : "", node->name, (unsigned)MST_VMS_PER_NODE);
+        return false;
+    }
+    return true;
+}
+
+static uint64_t left_bytes(const struct mst_plan_node *node)
+{
+    return node->memory_bytes > node->used_bytes ? node->memory_bytes - node->used_bytes : 0;
+}
+
+/* Whether a is the better home; both fit. */
+static bool better(const struct mst_plan_vm *vm, const struct mst_plan_node *nodes, unsigned a, unsigned b)
+{
+    const struct mst_plan_node *na = &nodes[a];
+    const struct mst_plan_node *nb = &nodes[b];
+    bool avoid_a = vm->avoid >> a & 1;
+    bool avoid_b = vm->avoid >> b & 1;
+    uint64_t left_a = left_bytes(na);
+    uint64_t left_b = left_bytes(nb);
+
+    if (avoid_a != avoid_b)
+        return avoid_b;
+    if ((na->id == vm->prefer_id) != (nb->id == vm->prefer_id))
+        return na->id == vm->prefer_id;
+    if (left_a != left_b)
+        return left_a > left_b;
+    if (na->used_vcpus != nb->used_vcpus)
+        return na->used_vcpus < nb->used_vcpus;
+    return na->id < nb->id;
+}
+
+static int choose(const struct mst_plan_node *nodes, unsigned count, const struct mst_plan_vm *vm, struct mst_placement *ret)
+{
+    size_t used = 0;
+    int best = -1;
+    int last_resort = -1;
+
+    ret->why[0] = 0;
+    for (unsigned i = 0; i < count; i++) {
+        if (!allowed(vm, nodes[i].id)) {
+            append(ret->why, sizeof(ret->why), &used, "%s%s: not allowed", used ? "; " : "", nodes[i].name);
+            continue;
+        }
+        if (!nodes[i].usable) {
+            if (nodes[i].last_resort && vm->fallback_id == nodes[i].id)
+                last_resort = (int)i;
+            append(ret->why, sizeof(ret->why), &used, "%s%s: %s", used ? "; " : "", nodes[i].name, nodes[i].why_not);
+            continue;
+        }
+        if (!fits(&nodes[i], vm, ret->why, sizeof(ret->why), &used))
+            continue;
+        if (best < 0 || better(vm, nodes, i, (unsigned)best))
+            best = (int)i;
+    }
+    if (best < 0 && last_resort >= 0 && fits(&nodes[last_resort], vm, ret->why, sizeof(ret->why), &used))
+        best = last_resort;
+    if (best >= 0) {
+        used = 0;
+        append(ret->why, sizeof(ret->why), &used, "%s: %s, %" PRIu64 " MiB left before", nodes[best].name,
+               best == last_resort               ? "nobody else has room"
+               : nodes[best].id == vm->prefer_id ? "preferred"
+                                                 : "most room",
+               left_bytes(&nodes[best]) / MIB);
+    } else if (used == 0) {
+        append(ret->why, sizeof(ret->why), &used, "no node is configured");
+    }
+    ret->node = best;
+    return best;
+}
+
+static bool goes_first(const struct mst_plan_vm *a, const struct mst_plan_vm *b)
+{
+    if (a->priority != b->priority)
+        return MST_MUTANT(29) ? a->priority < b->priority : a->priority > b->priority;
+    if (a->need_bytes != b->need_bytes)
+        return a->need_bytes > b->need_bytes;
+    return strcmp(a->name, b->name) < 0;
+}
+
+unsigned mst_plan_make(const struct mst_plan_node *nodes, unsigned nodes_count, const struct mst_plan_vm *vms, unsigned vms_count,
+                       struct mst_placement *ret)
+{
+    struct mst_plan_node now[MST_NODES_MAX];
+    uint16_t order[MST_VMS_MAX];
+    unsigned placed = 0;
+
+    if (nodes_count > MST_NODES_MAX || vms_count > MST_VMS_MAX)
+        return 0;
+    memcpy(now, nodes, nodes_count * sizeof(*nodes));
+    for (unsigned i = 0; i < vms_count; i++) {
+        unsigned at = i;
+
+        for (; at > 0 && goes_first(&vms[i], &vms[order[at - 1]]); at--)
+            order[at] = order[at - 1];
+        order[at] = (uint16_t)i;
+    }
+    for (unsigned k = 0; k < vms_count; k++) {
+        const struct mst_plan_vm *vm = &vms[order[k]];
+        int n = choose(now, nodes_count, vm, &ret[order[k]]);
+
+        if (n < 0)
+            continue;
+        if (vm->credit_id == now[n].id) {
+            now[n].used_bytes -= vm->credit_bytes < now[n].used_bytes ? vm->credit_bytes : now[n].used_bytes;
+            now[n].used_slots -= now[n].used_slots > 0 ? 1 : 0;
+        }
+        now[n].used_bytes += vm->need_bytes;
+        now[n].used_vcpus += vm->vcpus;
+        now[n].used_slots++;
+        placed++;
+    }
+    return placed;
+}

@@ -1,0 +1,54 @@
+#ifndef MST_CORE_PLAN_H
+#define MST_CORE_PLAN_H
+
+#include "base/limits.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Which node takes which VM: a pure function. Higher priority chooses first, then the larger VM, then the name.
+ * A node is chosen that is usable, allowed, and has memory, vCPUs and a VM slot left; among those one that is not avoided, then the
+ * preferred one, then the one with most memory left, then fewest vCPUs in use, then the lowest id. */
+
+#define MST_PLAN_VCPU_OVERCOMMIT 4u
+#define MST_PLAN_WHY_BYTES       200u
+
+struct mst_plan_node {
+    uint32_t id;
+    const char *name;
+    bool usable;
+    bool last_resort;    /* not usable, but alive: taken by a VM whose fallback_id it is when nobody else can */
+    const char *why_not; /* when not usable: "is drained", "is being fenced" */
+    uint64_t memory_bytes, used_bytes;
+    uint32_t vcpus, used_vcpus, used_slots;
+};
+
+struct mst_plan_vm {
+    const char *name;
+    uint64_t need_bytes;
+    uint32_t vcpus, priority;
+    const uint32_t *allowed; /* node ids */
+    uint32_t allowed_count;  /* 0: all */
+    uint32_t only_id;        /* the operator named this node; 0: any */
+    uint32_t prefer_id;      /* 0: none */
+    uint64_t avoid;          /* bit i: nodes[i] only when no other can */
+    uint32_t fallback_id;    /* 0: none */
+    uint32_t credit_id;      /* on this node credit_bytes and a slot become free before the VM starts; 0: none */
+    uint64_t credit_bytes;
+};
+
+struct mst_placement {
+    int node;                     /* index, -1: refused */
+    char why[MST_PLAN_WHY_BYTES]; /* why there, or why nowhere */
+};
+
+/* nodes_count <= MST_NODES_MAX, vms_count <= MST_VMS_MAX. Inputs are not changed. ret has vms_count entries in the order of vms.
+ * Returns the number of VMs placed. */
+unsigned mst_plan_make(const struct mst_plan_node *nodes, unsigned nodes_count, const struct mst_plan_vm *vms, unsigned vms_count,
+                       struct mst_placement *ret);
+
+/* Main storage that a VM takes: RAM, device slots, checksum tables, and for protect local its shadow and delta (2.25 x RAM). */
+uint64_t mst_plan_need_bytes(uint32_t memory_mib, bool protect_local);
+
+#endif

@@ -1,0 +1,120 @@
+#include "coordinator/io/slots.h"
+
+#include "base/text.h"
+#include "shm/publish.h"
+#include "shm/save.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define MIB (UINT64_C(1) << 20)
+
+/* 0 whole and unchanged; -ENODATA never written; -EAGAIN torn or changed. */
+static int pick(const uint8_t first[2][MST_PUB_SLOT_BYTES], const uint8_t again[2][MST_PUB_SLOT_BYTES],
+                struct mst_pub_head *ret_head, void *body)
+{
+    int r = mst_pub_pick(first, ret_head, body, MST_PUB_BODY_MAX);
+
+    if (r == -EBADMSG)
+        return -EAGAIN;
+    if ((r == 0 || r == -ENODATA) && mst_pub_confirm(again, r == 0 ? ret_head : NULL) < 0)
+        return -EAGAIN;
+    return r;
+}
+
+static bool vm_slot_sane(const struct mst_vm_slot *slot)
+{
+    if (memchr(slot->vm, 0, sizeof(slot->vm)) == NULL || mst_name_check(slot->vm) < 0 || slot->run_state > MST_RUN_FENCED)
+        return false;
+    return slot->ram_bytes <= MST_VM_MEMORY_MIB_MAX * MIB && slot->save_bytes <= MST_VM_MEMORY_MIB_MAX * MIB &&
+           slot->shadow_bytes <= MST_VM_MEMORY_MIB_MAX * MIB && slot->delta_bytes <= UINT64_C(2) * MST_VM_MEMORY_MIB_MAX * MIB;
+}
+
+static void parse_save(const struct mst_vm_entry *first, const struct mst_vm_entry *again, bool final,
+                       const struct mst_vm_slot *slot, struct mst_slot *ret, struct mst_slots_read *read)
+{
+    struct mst_save_record record;
+    struct mst_pub_head head;
+    uint32_t capacity = slot->delta_bytes > 0 && slot->ram_bytes > 0 ? mst_delta_capacity(slot->ram_bytes) : 0;
+    int r = slot->ram_bytes == 0 ? -ENODATA : pick(first->save, again->save, &head, &record);
+
+    if (r == -ENODATA)
+        return;
+    if (r < 0) {
+        read->unsure++;
+        ret->save_corrupt = final;
+        return;
+    }
+    if (head.epoch != ret->epoch)
+        return; /* of whoever had the slot before */
+    r = mst_save_record_check(&record, slot->ram_bytes, capacity, NULL);
+    if (r == -ENODATA)
+        return;
+    if (r < 0) {
+        ret->save_corrupt = true;
+        read->refused++;
+        return;
+    }
+    /* A save in the RAM itself is one only as long as the guest stands. */
+    if (record.source == MST_SAVE_RAM && (slot->run_state == MST_RUN_RUNNING || slot->run_state == MST_RUN_STARTING))
+        return;
+    ret->save_epoch = head.epoch;
+    ret->save_seq = record.seq;
+    ret->save_source = record.source;
+    ret->taken_wall_ms = record.taken_wall_ms;
+    ret->pause_us = record.pause_ns / 1000;
+}
+
+static void parse_entry(const struct mst_vm_entry *first, const struct mst_vm_entry *again, bool final,
+                        struct mst_slots_read *read)
+{
+    struct mst_slot *ret = &read->slots[read->count];
+    struct mst_vm_slot slot;
+    struct mst_pub_head head;
+    int r = pick(first->info, again->info, &head, &slot);
+
+    if (r == -EAGAIN) {
+        read->unsure++;
+        read->damaged += final;
+    }
+    if (r < 0)
+        return;
+    if (slot.run_state == MST_RUN_EMPTY)
+        return;
+    if (!vm_slot_sane(&slot)) {
+        read->refused++;
+        return;
+    }
+    memset(ret, 0, sizeof(*ret));
+    memcpy(ret->vm, slot.vm, strlen(slot.vm));
+    ret->epoch = head.epoch;
+    ret->run_state = slot.run_state;
+    ret->fault_kind = slot.fault_kind;
+    ret->bytes = slot.ram_bytes + slot.save_bytes + slot.shadow_bytes + slot.delta_bytes;
+    parse_save(first, again, final, &slot, ret, read);
+    read->count++;
+}
+
+void mst_slots_parse(const struct mst_status_area *first, const struct mst_status_area *again, unsigned slots_count, bool final,
+                     struct mst_slots_read *ret)
+{
+    struct mst_node_status status;
+    struct mst_pub_head head;
+    int r;
+
+    memset(ret, 0, sizeof(*ret));
+    r = pick(first->node, again->node, &head, &status);
+    if (r == 0) {
+        ret->info.known = true;
+        ret->info.health = status.health;
+        ret->info.load_milli = status.load_milli;
+        ret->info.agent_restarts = status.agent_restarts;
+        ret->info.machine_checks = status.machine_checks;
+        ret->info.memory_used_bytes = status.memory_used_bytes;
+    } else if (r == -EAGAIN) {
+        ret->unsure++;
+        ret->damaged += final;
+    }
+    for (unsigned i = 0; i < slots_count && i < MST_VMS_PER_NODE; i++)
+        parse_entry(&first->vms[i], &again->vms[i], final, ret);
+}

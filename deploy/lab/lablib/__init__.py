@@ -1,0 +1,1 @@
+"""The parts of deploy/lab/lab. Python standard library only."""

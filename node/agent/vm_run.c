@@ -1,0 +1,484 @@
+#include "node/agent/agent.h"
+
+#include "base/event.h"
+#include "base/log.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#define WARN_AGAIN_MS  10000u
+#define RUN_PER_PAUSE  2u
+#define SPARE_FRESH_MS 2000u /* it is asked every MST_VM_PING_MS */
+
+static void schedule(struct mst_vm *vm, uint64_t delay_ms);
+static void hold(struct mst_vm *vm);
+
+static bool protect_local(const struct mst_vm *vm)
+{
+    return vm->definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+}
+
+/* --- silence --- */
+
+void mst_vm_went_silent(struct mst_vm *vm, const struct mst_why *why)
+{
+    uint64_t now_ms = mst_now_ms();
+
+    if (vm->silent)
+        return;
+    vm->silent = true;
+    log_warning("vm=%s epoch=%" PRIu64 " silent: %s", vm->definition->name, vm->epoch, why->text);
+    if (vm->spare && mst_qmp_heard_ms(vm->spare) + SPARE_FRESH_MS > now_ms)
+        mst_fault_vm(vm, MAINSTAY__FAULT_KIND__FAULT_VM_SILENT, "%s; its second monitor still answers", why->text);
+    else
+        mst_fault_vm(vm, MAINSTAY__FAULT_KIND__FAULT_VM_SILENT, "%s; its second monitor does not answer either", why->text);
+}
+
+static void answers_again(struct mst_vm *vm)
+{
+    if (!vm->silent)
+        return;
+    vm->silent = false;
+    log_notice("vm=%s epoch=%" PRIu64 " its monitor answers again", vm->definition->name, vm->epoch);
+    mst_vm_tell(vm, vm->state == VM_SAVED || vm->state == VM_PANICKED ? MST_RUN_PAUSED : MST_RUN_RUNNING, true,
+                MAINSTAY__FAULT_KIND__FAULT_NONE);
+    if (vm->state == VM_RUNNING)
+        schedule(vm, 0);
+}
+
+/* A guest that stands though it should run. "paused" is somebody's wish; the others are the end of it until somebody acts. */
+static void look_at_status(struct mst_vm *vm, const json_t *ret)
+{
+    const char *status = json_string_value(json_object_get(ret, "status"));
+    struct mst_why why;
+
+    if (!status || vm->state != VM_RUNNING || mst_ckpt_busy(vm->ckpt) || json_is_true(json_object_get(ret, "running")))
+        return;
+    if (strcmp(status, "guest-panicked") == 0) {
+        mst_vm_saw_panic(vm);
+    } else if (strcmp(status, "internal-error") == 0 || strcmp(status, "io-error") == 0) {
+        mst_why_set(&why, -EIO, "QEMU has stopped the guest: %s", status);
+        vm->stopped_by_other = true; /* no checkpoint of that */
+        mst_vm_went_silent(vm, &why);
+    }
+}
+
+static void on_pong(struct mst_qmp *qmp, int err, const json_t *ret, const struct mst_why *why, void *arg)
+{
+    struct mst_vm *vm = arg;
+
+    (void)qmp;
+    vm->ping_waits = false;
+    if (err == -ENOTCONN)
+        return;
+    if (err == -ETIMEDOUT) {
+        mst_vm_went_silent(vm, why);
+        return;
+    }
+    if (!vm->stopped_by_other && !mst_ckpt_busy(vm->ckpt))
+        answers_again(vm);
+    if (err == 0)
+        look_at_status(vm, ret);
+}
+
+static void on_ping(uv_timer_t *timer)
+{
+    struct mst_vm *vm = timer->data;
+
+    if (vm->state != VM_RUNNING || vm->ping_waits || mst_ckpt_busy(vm->ckpt))
+        return; /* the commands of a checkpoint have deadlines of their own */
+    if (mst_qmp_execute(vm->qmp, "query-status", NULL, -1, MST_QMP_SILENT_MS, on_pong, vm) == 0)
+        vm->ping_waits = true;
+    if (vm->spare)
+        mst_qmp_execute(vm->spare, "query-status", NULL, -1, MST_QMP_SILENT_MS, NULL, NULL);
+}
+
+/* --- checkpoints --- */
+
+static void on_tick(uv_timer_t *timer)
+{
+    struct mst_vm *vm = timer->data;
+    int r;
+
+    if (vm->state != VM_RUNNING || vm->silent || vm->stopped_by_other)
+        return; /* whatever ends that schedules again */
+    vm->ckpt_begun_ms = mst_now_ms();
+    r = mst_ckpt_take(vm->ckpt, MST_CKPT_RUN_ON);
+    if (r < 0) {
+        log_warning("vm=%s epoch=%" PRIu64 " checkpoint not begun (%s): %s", vm->definition->name, vm->epoch,
+                    mst_ckpt_state(vm->ckpt), mst_errname(r));
+        schedule(vm, MST_CKPT_AFTER_FAILURE_MS);
+    }
+}
+
+static void schedule(struct mst_vm *vm, uint64_t delay_ms)
+{
+    if (protect_local(vm))
+        uv_timer_start(&vm->timer, on_tick, delay_ms, 0);
+}
+
+/* From start to start, but never before the one before has settled; and a guest runs at least twice as long as it stood, however
+ * slow the node is: late saves are better than a guest that never gets anywhere. */
+static void schedule_next(struct mst_vm *vm, const struct mst_ckpt_report *report)
+{
+    uint64_t interval_ms = vm->definition->checkpoint_interval_ms, now_ms = mst_now_ms(), took_ms = now_ms - vm->ckpt_begun_ms;
+    uint64_t runs_ns = RUN_PER_PAUSE * report->pause_ns;
+    uint64_t rest_ms =
+        runs_ns > report->apply_ns ? (runs_ns - report->apply_ns) / MST_NS_PER_MS : 0; /* it ran while that was applied */
+    uint64_t delay_ms = took_ms < interval_ms ? interval_ms - took_ms : 0;
+
+    if (took_ms > interval_ms) {
+        vm->stats.late++;
+        if (now_ms >= vm->ckpt_warned_ms + WARN_AGAIN_MS || vm->ckpt_warned_ms == 0) {
+            vm->ckpt_warned_ms = now_ms;
+            log_warning("vm=%s epoch=%" PRIu64 " checkpoint %" PRIu64 " took %" PRIu64 " ms, its interval is %" PRIu64
+                        " ms: this node is too slow for it, saves are older than they should be",
+                        vm->definition->name, vm->epoch, report->seq, took_ms, interval_ms);
+        }
+    }
+    schedule(vm, delay_ms > rest_ms ? delay_ms : rest_ms);
+}
+
+static void took(struct mst_vm *vm, const struct mst_ckpt_report *report)
+{
+    log_debug("vm=%s epoch=%" PRIu64 " seq=%" PRIu64 " pause=%" PRIu64 "us stop=%" PRIu64 " device=%" PRIu64 " pages=%" PRIu64
+              " cont=%" PRIu64 " early=%" PRIu64 "us apply=%" PRIu64 "us pages %" PRIu64 "+%" PRIu64 "%s device %" PRIu64
+              " bytes",
+              vm->definition->name, vm->epoch, report->seq, report->pause_ns / 1000, report->stop_ns / 1000,
+              report->device_ns / 1000, report->pages_ns / 1000, report->cont_ns / 1000, report->early_ns / 1000,
+              report->apply_ns / 1000, report->pages_early, report->pages_late,
+              report->first   ? " first"
+              : report->whole ? " whole"
+                              : "",
+              report->device_bytes);
+    mst_event(&(struct mst_event){.kind = MST_EV_CHECKPOINT_PUBLISHED,
+                                  .vm = vm->definition->name,
+                                  .epoch = vm->epoch,
+                                  .seq = report->seq,
+                                  .duration_us = report->pause_ns / 1000});
+    mst_stats_add(&vm->stats, report);
+    if (report->seq == 1)
+        log_info("vm=%s epoch=%" PRIu64 " first checkpoint: from here on it survives the end of its QEMU", vm->definition->name,
+                 vm->epoch);
+}
+
+static void not_taken(struct mst_vm *vm, int err, const struct mst_ckpt_report *report, const struct mst_why *why)
+{
+    struct mst_why stands;
+
+    vm->stats.failed++;
+    log_warning("vm=%s epoch=%" PRIu64 " checkpoint failed: %s", vm->definition->name, vm->epoch, why->text);
+    if (report->stands && err != -ENOTCONN && err != -ECANCELED) {
+        mst_why_set(&stands, err, "the guest stands and cannot be continued: %s", why->text);
+        vm->stopped_by_other = true;
+        mst_vm_went_silent(vm, &stands);
+    } else if (!report->stands) {
+        answers_again(vm);
+    }
+}
+
+static void saved(struct mst_vm *vm, const struct mst_ckpt_report *report)
+{
+    vm->save_result.seq = report->seq;
+    vm->save_result.has_device_bytes = vm->save_result.has_pause_us = 1;
+    vm->save_result.device_bytes = report->device_bytes;
+    vm->save_result.pause_us = report->pause_ns / 1000;
+    mst_vm_move(vm, VM_SAVED);
+    mst_event(&(struct mst_event){.kind = MST_EV_VM_SAVED, .vm = vm->definition->name, .epoch = vm->epoch, .seq = report->seq});
+    log_notice("vm=%s epoch=%" PRIu64 " saved by order as seq=%" PRIu64 ", stands since %" PRIu64 " us", vm->definition->name,
+               vm->epoch, report->seq, report->pause_ns / 1000);
+    mst_vm_tell(vm, MST_RUN_PAUSED, false, MAINSTAY__FAULT_KIND__FAULT_NONE);
+    mst_waiters_answer(vm, &vm->save_waiters, 0, NULL, NULL, &vm->save_result);
+}
+
+static void runs_again(struct mst_vm *vm)
+{
+    mst_vm_move(vm, VM_RUNNING);
+    mst_vm_tell(vm, MST_RUN_RUNNING, false, MAINSTAY__FAULT_KIND__FAULT_NONE);
+    schedule(vm, 0);
+}
+
+static void on_done(struct mst_ckpt *ckpt, int err, const struct mst_ckpt_report *report, const struct mst_why *why, void *arg)
+{
+    struct mst_vm *vm = arg;
+
+    (void)ckpt;
+    switch (vm->state) {
+    case VM_RUNNING:
+        if (err == 0) {
+            took(vm, report);
+            schedule_next(vm, report);
+        } else {
+            not_taken(vm, err, report, why);
+            schedule(vm, MST_CKPT_AFTER_FAILURE_MS);
+        }
+        break;
+    case VM_SAVING:
+        if (err == 0 && report->stands) {
+            saved(vm, report);
+        } else if (err == 0) { /* the one that was under way when the order came */
+            took(vm, report);
+            hold(vm);
+        } else {
+            not_taken(vm, err, report, why);
+            mst_waiters_answer(vm, &vm->save_waiters, err, why, NULL, NULL);
+            runs_again(vm);
+        }
+        break;
+    case VM_UNDOING:
+        if (err) {
+            log_warning("vm=%s epoch=%" PRIu64 " cannot be continued: %s", vm->definition->name, vm->epoch, why->text);
+            mst_vm_move(vm, VM_SAVED);
+            mst_waiters_answer(vm, &vm->continue_waiters, err, why, NULL, NULL);
+        } else {
+            log_notice("vm=%s epoch=%" PRIu64 " continues by order", vm->definition->name, vm->epoch);
+            runs_again(vm);
+            mst_waiters_answer(vm, &vm->continue_waiters, 0, NULL, NULL, NULL);
+        }
+        break;
+    default: /* panicked or on its way out */
+        break;
+    }
+}
+
+static void on_silent(struct mst_ckpt *ckpt, const struct mst_why *why, void *arg)
+{
+    (void)ckpt;
+    mst_vm_went_silent(arg, why);
+}
+
+int mst_vm_run_begin(struct mst_vm *vm, bool stands, struct mst_why *why)
+{
+    static const struct mst_ckpt_events events = {on_done, on_silent};
+    struct mst_ckpt_conf conf = {.loop = vm->agent->loop,
+                                 .qmp = vm->qmp,
+                                 .map = &vm->map->map,
+                                 .writer = vm->writer,
+                                 .silent_ms = MST_QMP_SILENT_MS,
+                                 .stands = stands,
+                                 .doubt = vm->attaching};
+    struct mst_why here;
+    int r;
+
+    if (vm->agent->soft_dirty && protect_local(vm)) {
+        r = mst_dirty_open(vm->pid, vm->map->ram_fd, vm->map->map.ram_bytes, &vm->dirty, &here);
+        if (r < 0)
+            log_warning("vm=%s epoch=%" PRIu64 " pages are compared, as dirty pages cannot be tracked: %s", vm->definition->name,
+                        vm->epoch, here.text);
+    }
+    conf.dirty = vm->dirty;
+    r = mst_ckpt_new(&conf, &events, vm, &vm->ckpt);
+    if (r < 0) {
+        mst_dirty_close(vm->dirty);
+        vm->dirty = NULL;
+        return mst_why_set(why, r, "cannot prepare checkpoints of VM %s: %s", vm->definition->name, mst_errname(r));
+    }
+    vm->silent = vm->stopped_by_other = vm->ping_waits = false;
+    uv_timer_start(&vm->ping, on_ping, MST_VM_PING_MS, MST_VM_PING_MS);
+    if (!stands)
+        schedule(vm, 0);
+    return 0;
+}
+
+void mst_vm_run_stop(struct mst_vm *vm)
+{
+    struct mst_why why;
+
+    mst_why_set(&why, -ESRCH, "QEMU of VM %s ended meanwhile", vm->definition->name);
+    uv_timer_stop(&vm->timer);
+    uv_timer_stop(&vm->ping);
+    mst_waiters_answer(vm, &vm->save_waiters, -ESRCH, &why, NULL, NULL);
+    mst_waiters_answer(vm, &vm->continue_waiters, -ESRCH, &why, NULL, NULL);
+    mst_waiters_answer(vm, &vm->start_waiters, -ESRCH, &why, NULL, NULL);
+}
+
+/* --- events --- */
+
+void mst_vm_saw_panic(struct mst_vm *vm)
+{
+    struct mst_why why;
+    bool known = vm->panicked && vm->panic_told;
+
+    vm->panicked = true;
+    if (vm->state != VM_RUNNING && vm->state != VM_SAVING && vm->state != VM_UNDOING)
+        return; /* looked at again when it has started, or is taken up */
+    mst_vm_move(vm, VM_PANICKED);
+    uv_timer_stop(&vm->timer);
+    mst_why_set(&why, -ECANCELED, "the guest of VM %s panicked", vm->definition->name);
+    mst_waiters_answer(vm, &vm->save_waiters, -ECANCELED, &why, NULL, NULL);
+    mst_waiters_answer(vm, &vm->continue_waiters, -ECANCELED, &why, NULL, NULL);
+    if (known)
+        return; /* its monitor was lost and found again */
+    vm->panic_told = true;
+    log_notice("vm=%s epoch=%" PRIu64 " guest panicked; its last checkpoint is seq=%" PRIu64, vm->definition->name, vm->epoch,
+               mst_save_seq(vm->writer));
+    mst_vm_tell(vm, MST_RUN_PAUSED, true, MAINSTAY__FAULT_KIND__FAULT_VM_PANICKED);
+    mst_fault_vm(vm, MAINSTAY__FAULT_KIND__FAULT_VM_PANICKED, "the guest reported a panic through pvpanic; it stands");
+}
+
+/* STOP and RESUME that no order and no checkpoint of ours explains. */
+static void on_stop_or_resume(struct mst_vm *vm, bool stopped)
+{
+    if (vm->state != VM_RUNNING || !vm->ckpt || mst_ckpt_busy(vm->ckpt) || vm->panicked)
+        return;
+    if (stopped != vm->stopped_by_other)
+        log_notice("vm=%s epoch=%" PRIu64 " somebody else %s the guest%s", vm->definition->name, vm->epoch,
+                   stopped ? "stopped" : "continued", stopped && protect_local(vm) ? ": no checkpoints until it runs again" : "");
+    vm->stopped_by_other = stopped;
+    if (!stopped)
+        schedule(vm, 0);
+}
+
+void mst_vm_run_event(struct mst_vm *vm, const char *name, const json_t *data)
+{
+    static const char *const notable[] = {"SHUTDOWN", "RESET",          "GUEST_CRASHLOADED",
+                                          "WATCHDOG", "MEMORY_FAILURE", "BLOCK_IO_ERROR"};
+    const char *reason = json_string_value(json_object_get(data, "reason"));
+
+    if (strcmp(name, "GUEST_PANICKED") == 0) {
+        if (!vm->panicked)
+            mst_vm_saw_panic(vm);
+        return;
+    }
+    if (strcmp(name, "STOP") == 0 || strcmp(name, "RESUME") == 0) {
+        if (vm->state != VM_RUNNING || !vm->ckpt || !mst_ckpt_busy(vm->ckpt)) /* there its own event says it all */
+            mst_event(&(struct mst_event){
+                .kind = name[0] == 'S' ? MST_EV_CPU_STOP : MST_EV_CPU_RUN, .vm = vm->definition->name, .epoch = vm->epoch});
+        on_stop_or_resume(vm, name[0] == 'S');
+        return;
+    }
+    for (unsigned i = 0; i < sizeof(notable) / sizeof(notable[0]); i++)
+        if (strcmp(name, notable[i]) == 0)
+            log_notice("vm=%s epoch=%" PRIu64 " QEMU reports %s%s%s", vm->definition->name, vm->epoch, name, reason ? ": " : "",
+                       reason ? reason : "");
+}
+
+static void reconnect(struct mst_vm *vm)
+{
+    mst_vm_connect(vm, MST_QMP_SILENT_MS, MST_VM_RECONNECT_MS);
+}
+
+/* Either QEMU ends (VmExited follows), or it dropped us: looked for again, as after a restart of the agent. */
+void mst_vm_run_disconnected(struct mst_vm *vm, const struct mst_why *why)
+{
+    bool again = vm->state == VM_CONNECTING;
+
+    if (vm->state == VM_ENDING)
+        return;
+    mst_vm_disconnect(vm);
+    if (again) {
+        mst_vm_went_silent(vm, why);
+    } else {
+        log_notice("vm=%s epoch=%" PRIu64 " monitor lost while %s: %s", vm->definition->name, vm->epoch,
+                   mst_vm_state_name(vm->state), why->text);
+        vm->expect_standing = vm->state == VM_SAVED || vm->state == VM_UNDOING || (vm->attaching && vm->expect_standing);
+        vm->attaching = true;
+        mst_vm_move(vm, VM_CONNECTING);
+    }
+    mst_vm_drop_ckpt(vm, reconnect);
+}
+
+/* --- orders --- */
+
+static void hold(struct mst_vm *vm)
+{
+    struct mst_why why;
+    int r = mst_ckpt_take(vm->ckpt, MST_CKPT_STAY);
+
+    if (r == 0)
+        return;
+    mst_why_set(&why, r, "VM %s cannot be saved now: its checkpointer is %s", vm->definition->name, mst_ckpt_state(vm->ckpt));
+    mst_waiters_answer(vm, &vm->save_waiters, r, &why, NULL, NULL);
+    mst_vm_move(vm, VM_RUNNING);
+    schedule(vm, MST_CKPT_AFTER_FAILURE_MS);
+}
+
+static struct mst_vm *ordered(struct mst_agent *agent, const mst_envelope *env, const char *name, uint64_t epoch,
+                              const char *what)
+{
+    struct mst_vm *vm = mst_vm_find(agent, name, epoch);
+    struct mst_why why;
+
+    if (vm)
+        return vm;
+    mst_why_set(&why, -ENOENT, "VM %s epoch %" PRIu64 " is not here", name, epoch);
+    log_notice("vm=%s epoch=%" PRIu64 " order to %s refused: it is not here", name, epoch, what);
+    mst_port_done(agent->port, env->id, -ENOENT, &why, NULL, NULL);
+    return NULL;
+}
+
+static void refuse(struct mst_vm *vm, const mst_envelope *env, const char *what)
+{
+    struct mst_why why;
+
+    mst_why_set(&why, -EBUSY, "VM %s is %s: it cannot %s now", vm->definition->name, mst_vm_state_name(vm->state), what);
+    log_notice("vm=%s epoch=%" PRIu64 " order refused: %s", vm->definition->name, vm->epoch, why.text);
+    mst_port_done(vm->agent->port, env->id, -EBUSY, &why, NULL, NULL);
+}
+
+void mst_vm_order_save(struct mst_agent *agent, const mst_envelope *env)
+{
+    struct mst_vm *vm = ordered(agent, env, env->order_save->vm, env->order_save->epoch, "save");
+    struct mst_why why;
+
+    if (!vm)
+        return;
+    if (vm->state == VM_SAVED && mst_save_source(vm->writer) == MST_SAVE_NONE) {
+        mst_why_set(&why, -ENODATA, "the save of VM %s was withdrawn to continue it, and it stands: continue it first",
+                    vm->definition->name);
+        log_notice("vm=%s epoch=%" PRIu64 " order refused: %s", vm->definition->name, vm->epoch, why.text);
+        mst_port_done(agent->port, env->id, -ENODATA, &why, NULL, NULL);
+    } else if (vm->state == VM_SAVED) {
+        mst_port_done(agent->port, env->id, 0, NULL, NULL, &vm->save_result);
+    } else if (vm->state == VM_SAVING || (vm->attaching && vm->state < VM_RUNNING)) {
+        mst_waiters_add(&vm->save_waiters, env->id); /* attaching: mst_vm_attached looks */
+    } else if (vm->state == VM_RUNNING) {
+        log_notice("vm=%s epoch=%" PRIu64 " order to save and stand", vm->definition->name, vm->epoch);
+        mst_waiters_add(&vm->save_waiters, env->id);
+        mst_vm_save_now(vm);
+    } else {
+        refuse(vm, env, "be saved");
+    }
+}
+
+void mst_vm_save_now(struct mst_vm *vm)
+{
+    mst_vm_move(vm, VM_SAVING);
+    uv_timer_stop(&vm->timer);
+    if (!mst_ckpt_busy(vm->ckpt)) /* otherwise its end brings us back */
+        hold(vm);
+}
+
+void mst_vm_order_continue(struct mst_agent *agent, const mst_envelope *env)
+{
+    struct mst_vm *vm = ordered(agent, env, env->order_continue->vm, env->order_continue->epoch, "continue");
+
+    if (!vm)
+        return;
+    if (vm->state == VM_RUNNING) {
+        mst_port_done(agent->port, env->id, 0, NULL, NULL, NULL);
+    } else if (vm->state == VM_UNDOING || (vm->attaching && vm->state < VM_RUNNING)) {
+        mst_waiters_add(&vm->continue_waiters, env->id);
+    } else if (vm->state == VM_SAVED) {
+        mst_waiters_add(&vm->continue_waiters, env->id);
+        mst_vm_continue_now(vm);
+    } else {
+        refuse(vm, env, "be continued");
+    }
+}
+
+void mst_vm_continue_now(struct mst_vm *vm)
+{
+    struct mst_why why;
+    int r;
+
+    mst_vm_move(vm, VM_UNDOING);
+    vm->expect_standing = false;
+    r = mst_ckpt_resume(vm->ckpt);
+    if (r == 0)
+        return;
+    mst_why_set(&why, r, "VM %s cannot be continued: its checkpointer is %s", vm->definition->name, mst_ckpt_state(vm->ckpt));
+    mst_vm_move(vm, VM_SAVED);
+    mst_waiters_answer(vm, &vm->continue_waiters, r, &why, NULL, NULL);
+}

@@ -1,0 +1,191 @@
+#include "node/agent/vmmap.h"
+
+#include "base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int mst_status_map(const char *path, uint64_t instance, struct mst_status_map *ret_map, struct mst_why *why)
+{
+    struct mst_status_area *area;
+    struct mst_superblock super;
+    const char *slash = strrchr(path, '/');
+    struct stat st;
+    int fd, r;
+
+    if (!slash || slash == path || (size_t)(slash - path) >= sizeof(ret_map->folder))
+        return mst_why_set(why, -EINVAL, "status area %s: not an absolute path that can be used", path);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return mst_why_set(why, -errno, "status area %s: %s", path, mst_errname(errno));
+    if (fstat(fd, &st) < 0 || st.st_size < (off_t)sizeof(*area)) {
+        close(fd);
+        return mst_why_set(why, -EBADMSG, "status area %s: shorter than %zu bytes", path, sizeof(*area));
+    }
+    area = mmap(NULL, sizeof(*area), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    r = -errno;
+    close(fd);
+    if (area == MAP_FAILED)
+        return mst_why_set(why, r, "status area %s: cannot map: %s", path, mst_errname(r));
+    memcpy(&super, &area->super, sizeof(super));
+    r = mst_superblock_check(&super, why);
+    if (r == 0 && super.instance != instance)
+        r = mst_why_set(why, -EBADMSG, "status area %s belongs to keeper instance %016" PRIx64 ", not %016" PRIx64, path,
+                        super.instance, instance);
+    if (r < 0) {
+        munmap(area, sizeof(*area));
+        return r;
+    }
+    ret_map->area = area;
+    memcpy(ret_map->folder, path, (size_t)(slash - path));
+    ret_map->folder[slash - path] = '\0';
+    return 0;
+}
+
+void mst_status_unmap(struct mst_status_map *map)
+{
+    if (map->area)
+        munmap(map->area, sizeof(*map->area));
+    map->area = NULL;
+}
+
+/* Opens and maps one file. *ret_fd may be NULL (then it is closed again). */
+static int map_file(const char *folder, const char *name, size_t bytes, void **ret_data, int *ret_fd, char **ret_path,
+                    struct mst_why *why)
+{
+    char path[512];
+    struct stat st;
+    void *data;
+    int fd, r;
+
+    r = name[0] == '/' ? mst_path(path, sizeof(path), "%s", name) : mst_path(path, sizeof(path), "%s/%s", folder, name);
+    if (r < 0)
+        return mst_why_set(why, r, "area %s: name too long", name);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return mst_why_set(why, -errno, "area %s: %s", path, mst_errname(errno));
+    if (fstat(fd, &st) < 0 || st.st_size < (off_t)bytes) {
+        r = mst_why_set(why, -EBADMSG, "area %s: shorter than the %zu bytes it must have", path, bytes);
+        goto close_fd;
+    }
+    data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (data == MAP_FAILED) {
+        r = mst_why_set(why, -errno, "area %s: cannot map: %s", path, mst_errname(errno));
+        goto close_fd;
+    }
+    if (ret_path) {
+        *ret_path = strdup(path);
+        if (!*ret_path) {
+            munmap(data, bytes);
+            r = mst_why_set(why, -ENOMEM, "no memory for a path");
+            goto close_fd;
+        }
+    }
+    *ret_data = data;
+    if (ret_fd)
+        *ret_fd = fd;
+    else
+        close(fd);
+    return 0;
+close_fd:
+    close(fd);
+    return r;
+}
+
+static int check_sizes(const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition, struct mst_why *why)
+{
+    uint64_t ram_bytes = (uint64_t)definition->memory_mib << 20;
+    int local = definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+
+    if (areas->slot >= MST_VMS_PER_NODE)
+        return mst_why_set(why, -EINVAL, "VM %s: slot %" PRIu32 " does not exist", definition->name, areas->slot);
+    if (areas->ram_bytes != ram_bytes)
+        return mst_why_set(why, -EINVAL, "VM %s: RAM area of %" PRIu64 " bytes for a VM of %" PRIu64, definition->name,
+                           areas->ram_bytes, ram_bytes);
+    if (local &&
+        (!areas->shadow || !areas->delta || areas->delta_capacity == 0 || areas->delta_capacity > ram_bytes / MST_PAGE_BYTES))
+        return mst_why_set(why, -EINVAL, "VM %s is protected locally, but its areas have no usable shadow and delta",
+                           definition->name);
+    return 0;
+}
+
+int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition,
+                   uint64_t epoch, uint64_t instance, struct mst_vmmap **ret_areas, int *ret_unlocked, struct mst_why *why)
+{
+    struct mst_vmmap *mapped;
+    struct mst_delta_layout delta;
+    void *data = NULL;
+    int r = check_sizes(areas, definition, why);
+
+    if (r < 0)
+        return r;
+    mapped = calloc(1, sizeof(*mapped));
+    if (!mapped)
+        return mst_why_set(why, -ENOMEM, "no memory for the areas of VM %s", definition->name);
+    mapped->ram_fd = -1;
+    mapped->map.ram_bytes = areas->ram_bytes;
+    mapped->map.record = status->area->vms[areas->slot].save;
+    mapped->map.epoch = epoch;
+    mapped->map.instance = instance;
+    r = mst_save_layout(areas->ram_bytes, &mapped->layout);
+    if (r < 0) {
+        mst_why_set(why, r, "VM %s: RAM of %" PRIu64 " bytes has no save layout", definition->name, areas->ram_bytes);
+        goto fail;
+    }
+    mapped->save_bytes = mapped->layout.bytes;
+    r = map_file(status->folder, areas->ram, areas->ram_bytes, &data, &mapped->ram_fd, &mapped->ram_path, why);
+    if (r < 0)
+        goto fail;
+    mapped->map.ram = data;
+    *ret_unlocked = mlock(data, areas->ram_bytes) < 0 ? errno : 0;
+    r = map_file(status->folder, areas->save, mapped->save_bytes, &data, NULL, NULL, why);
+    if (r < 0)
+        goto fail;
+    mapped->map.save = data;
+    if (definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL) {
+        r = mst_delta_layout(areas->delta_capacity, &delta);
+        if (r < 0) {
+            mst_why_set(why, r, "VM %s: a delta of %" PRIu32 " pages has no layout", definition->name, areas->delta_capacity);
+            goto fail;
+        }
+        mapped->map.delta_capacity = areas->delta_capacity;
+        mapped->delta_bytes = delta.bytes;
+        r = map_file(status->folder, areas->shadow, areas->ram_bytes, &data, NULL, NULL, why);
+        if (r < 0)
+            goto fail;
+        mapped->map.shadow = data;
+        r = map_file(status->folder, areas->delta, mapped->delta_bytes, &data, NULL, NULL, why);
+        if (r < 0)
+            goto fail;
+        mapped->map.delta = data;
+    }
+    *ret_areas = mapped;
+    return 0;
+fail:
+    mst_vmmap_close(mapped);
+    return r;
+}
+
+void mst_vmmap_close(struct mst_vmmap *areas)
+{
+    if (!areas)
+        return;
+    if (areas->map.ram)
+        munmap((void *)(uintptr_t)areas->map.ram, areas->map.ram_bytes);
+    if (areas->map.save)
+        munmap(areas->map.save, areas->save_bytes);
+    if (areas->map.shadow)
+        munmap(areas->map.shadow, areas->map.ram_bytes);
+    if (areas->map.delta)
+        munmap(areas->map.delta, areas->delta_bytes);
+    if (areas->ram_fd >= 0)
+        close(areas->ram_fd);
+    free(areas->ram_path);
+    free(areas);
+}

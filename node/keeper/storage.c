@@ -1,0 +1,221 @@
+#include "node/keeper/storage.h"
+
+#include "base/file.h"
+#include "shm/save.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+const char *const mst_area_suffix[MST_AREA_KINDS] = {"ram", "save", "shadow", "delta"};
+
+static uint64_t mib_up(uint64_t bytes)
+{
+    return (bytes >> 20) + ((bytes & ((1u << 20) - 1)) != 0);
+}
+
+int mst_budget_take(struct mst_budget *budget, uint64_t bytes, struct mst_why *why)
+{
+    if (bytes > budget->total_bytes - budget->used_bytes)
+        return mst_why_set(why, -ENOSPC, "needs %" PRIu64 " MiB of main storage; %" PRIu64 " of %" PRIu64 " MiB are in use",
+                           mib_up(bytes), mib_up(budget->used_bytes), budget->total_bytes >> 20);
+    budget->used_bytes += bytes;
+    return 0;
+}
+
+void mst_budget_give(struct mst_budget *budget, uint64_t bytes)
+{
+    budget->used_bytes -= bytes < budget->used_bytes ? bytes : budget->used_bytes;
+}
+
+int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, bool protect_local)
+{
+    struct mst_save_layout save;
+    struct mst_delta_layout delta;
+    int r, i;
+
+    *areas = (struct mst_areas){.epoch = epoch};
+    if (strlen(vm) >= sizeof(areas->vm))
+        return -EINVAL;
+    memcpy(areas->vm, vm, strlen(vm) + 1);
+    r = mst_save_layout(ram_bytes, &save);
+    if (r < 0)
+        return r;
+    areas->area[MST_AREA_RAM].bytes = ram_bytes;
+    areas->area[MST_AREA_SAVE].bytes = save.bytes;
+    if (protect_local) {
+        areas->delta_capacity = mst_delta_capacity(ram_bytes);
+        r = mst_delta_layout(areas->delta_capacity, &delta);
+        if (r < 0)
+            return r;
+        areas->area[MST_AREA_SHADOW].bytes = ram_bytes;
+        areas->area[MST_AREA_DELTA].bytes = delta.bytes;
+    }
+    for (i = 0; i < MST_AREA_KINDS; i++)
+        areas->bytes += areas->area[i].bytes;
+    return 0;
+}
+
+int mst_area_path(const char *folder, const struct mst_areas *areas, enum mst_area_kind kind, char *buf, size_t size)
+{
+    return mst_path(buf, size, "%s/%s.e%" PRIu64 ".%s", folder, areas->vm, areas->epoch, mst_area_suffix[kind]);
+}
+
+static int map_fd(int fd, uint64_t bytes, uint8_t **ret_addr)
+{
+    void *addr = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    if (addr == MAP_FAILED)
+        return -errno;
+    /* A core of the keeper with every guest in it helps nobody. */
+    madvise(addr, bytes, MADV_DONTDUMP);
+    *ret_addr = addr;
+    return 0;
+}
+
+static int file_make(const char *path, uint64_t bytes, uint8_t **ret_addr, struct mst_why *why)
+{
+    int fd, r;
+
+    if (bytes > INT64_MAX)
+        return -EFBIG;
+    if (unlink(path) < 0 && errno != ENOENT)
+        return mst_why_set(why, -errno, "%s: cannot remove the old file: %s", path, strerror(errno));
+    fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return mst_why_set(why, -errno, "%s: %s", path, strerror(errno));
+    r = ftruncate(fd, (off_t)bytes) < 0 ? -errno : 0;
+    /* All pages now: a full tmpfs must be an error here and not a SIGBUS in QEMU. */
+    if (r == 0)
+        do
+            r = -posix_fallocate(fd, 0, (off_t)bytes);
+        while (r == -EINTR);
+    if (r == 0)
+        r = map_fd(fd, bytes, ret_addr);
+    close(fd);
+    if (r < 0) {
+        unlink(path);
+        return mst_why_set(why, r, "%s: %" PRIu64 " bytes: %s", path, bytes, strerror(-r));
+    }
+    return 0;
+}
+
+int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why)
+{
+    char path[PATH_MAX];
+    int r, i;
+
+    for (i = 0; i < MST_AREA_KINDS; i++) {
+        if (!areas->area[i].bytes)
+            continue;
+        r = mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path));
+        if (r == 0)
+            r = file_make(path, areas->area[i].bytes, &areas->area[i].addr, why);
+        if (r < 0) {
+            mst_areas_unmap(folder, areas, true);
+            return r;
+        }
+    }
+    return 0;
+}
+
+static int file_adopt(const char *path, uint64_t bytes, uint8_t **ret_addr, struct mst_why *why)
+{
+    struct stat st;
+    int fd, r;
+
+    fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return mst_why_set(why, -EBADMSG, "%s: %s", path, strerror(errno));
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || (uint64_t)st.st_size != bytes)
+        r = mst_why_set(why, -EBADMSG, "%s is not a file of ours with %" PRIu64 " bytes", path, bytes);
+    else
+        r = map_fd(fd, bytes, ret_addr);
+    close(fd);
+    return r;
+}
+
+int mst_areas_adopt(const char *folder, struct mst_areas *areas, struct mst_why *why)
+{
+    char path[PATH_MAX];
+    int r, i;
+
+    for (i = 0; i < MST_AREA_KINDS; i++) {
+        if (!areas->area[i].bytes)
+            continue;
+        r = mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path));
+        if (r == 0)
+            r = file_adopt(path, areas->area[i].bytes, &areas->area[i].addr, why);
+        if (r < 0) {
+            mst_areas_unmap(folder, areas, false);
+            return r;
+        }
+    }
+    return 0;
+}
+
+void mst_areas_unlink(const char *folder, const struct mst_areas *areas)
+{
+    char path[PATH_MAX];
+    int i;
+
+    for (i = 0; i < MST_AREA_KINDS; i++)
+        if (areas->area[i].addr && mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path)) == 0)
+            unlink(path);
+}
+
+void mst_areas_unmap(const char *folder, struct mst_areas *areas, bool unlink_files)
+{
+    int i;
+
+    if (unlink_files)
+        mst_areas_unlink(folder, areas);
+    for (i = 0; i < MST_AREA_KINDS; i++) {
+        if (!areas->area[i].addr)
+            continue;
+        munmap(areas->area[i].addr, areas->area[i].bytes);
+        areas->area[i].addr = NULL;
+    }
+}
+
+int mst_fixed_make(const char *folder, const char *name, size_t bytes, void **ret_addr, struct mst_why *why)
+{
+    char path[PATH_MAX];
+    uint8_t *addr = NULL;
+    int r;
+
+    r = mst_path(path, sizeof(path), "%s/%s", folder, name);
+    if (r == 0)
+        r = file_make(path, bytes, &addr, why);
+    if (r < 0)
+        return r;
+    *ret_addr = addr;
+    return 0;
+}
+
+int mst_folder_make(const char *folder, struct mst_why *why)
+{
+    struct statfs fs;
+    struct stat st;
+    int r;
+
+    r = mst_mkdirs(folder, 0700);
+    if (r < 0)
+        return mst_why_set(why, r, "cannot make the main-storage folder %s: %s", folder, strerror(-r));
+    if (lstat(folder, &st) < 0)
+        return mst_why_set(why, -errno, "%s: %s", folder, strerror(errno));
+    if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid())
+        return mst_why_set(why, -EPERM, "main-storage folder %s is not a folder of user %u: remove it, or set `main-storage`",
+                           folder, geteuid());
+    if (chmod(folder, 0700) < 0 || statfs(folder, &fs) < 0)
+        return mst_why_set(why, -errno, "%s: %s", folder, strerror(errno));
+    return fs.f_type == TMPFS_MAGIC || fs.f_type == HUGETLBFS_MAGIC ? 0 : 1;
+}

@@ -1,0 +1,29 @@
+#ifndef SIM_SEAM_CALLS_H
+#define SIM_SEAM_CALLS_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+struct sim_proc;
+
+/* Between the files of seam/ and the world. */
+
+void sim_fabric_reset(void);
+void sim_socket_reset(void);
+void sim_socket_proc_gone(const struct sim_proc *proc);
+
+/* product_*: functions of the product that seam/ wraps (CMakeLists.txt renames them). */
+struct mst_areas;
+int product_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, _Bool protect_local);
+
+struct mst_lease;
+struct mst_lease_line;
+struct mst_lease_time;
+struct mst_why;
+int product_lease_take(struct mst_lease *lease, const struct mst_lease_line *line, uint64_t min_term, struct mst_why *why);
+void product_lease_beat(struct mst_lease *lease, uint64_t beat, const struct mst_lease_time *now);
+
+/* Simulated RAM is so many times smaller than what definitions say. */
+#define SIM_RAM_SHRINK 256u
+
+#endif

@@ -1,0 +1,922 @@
+#include "tests/unit/core/world.h"
+
+#include <errno.h>
+
+/* Histories in which a save that somebody was told about could be lost, an old one be taken for the newest, or a VM run twice. */
+
+static struct world *vm_on_n1(unsigned nodes, uint8_t on_vm_fault, bool protect)
+{
+    struct world *w = world_new(nodes);
+    struct mst_definition def = world_def("web01", 16, protect);
+
+    def.on_vm_fault = on_vm_fault;
+    world_define(w, &def);
+    world_start_vm(w, "web01", "n1");
+    if (protect)
+        world_checkpoint(w, "web01", 7);
+    world_run(w, 1200);
+    return w;
+}
+
+static struct world *protected_vm(unsigned nodes)
+{
+    return vm_on_n1(nodes, MST_ON_FAULT_RESUME, true);
+}
+
+static void resumed_from(struct world *w, uint64_t epoch, uint64_t seq)
+{
+    const struct world_event *start = world_last(w, MST_ORDER_START, "web01");
+
+    ck_assert(start->has_source);
+    ck_assert_uint_eq(start->source_epoch, epoch);
+    ck_assert_uint_eq(start->source_seq, seq);
+}
+
+static bool ordered(struct world *w, const void *type)
+{
+    return world_orders(w, *(const enum mst_order_type *)type, "web01") > 0;
+}
+
+/* --- fencing --- */
+
+START_TEST(a_node_seen_again_while_its_keeper_is_told_to_fence_is_no_false_alarm)
+{
+    static const enum mst_order_type fence = MST_ORDER_FENCE;
+    struct world *w = protected_vm(2);
+
+    w->nodes[0].orders_wait = true;
+    w->nodes[0].cut = true; /* reads fail, the control link stays */
+    ck_assert(world_until(w, 10000, ordered, &fence));
+    w->nodes[0].cut = false; /* reads work again, the order is still on its way */
+    world_run(w, 200);
+    w->nodes[0].orders_wait = false;
+    ck_assert(world_until(w, 5000, runs_somewhere, "web01"));
+    world_run(w, 3000);
+    ck_assert_uint_eq(world_recoveries(w), 1);
+    ck_assert_int_eq(world_rvm(w, "web01")->outcome, MST_OUT_RESUMED);
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+static struct mst_vm_row *stored(struct world *w)
+{
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        if (w->rows[i].kind == MST_ROW_VM && strcmp(w->rows[i].vm.name, "web01") == 0)
+            return &w->rows[i].vm;
+    }
+    ck_abort_msg("web01 is not in the store");
+    return NULL;
+}
+
+static struct mst_row *row_add(struct world *w, enum mst_row_kind kind)
+{
+    struct mst_row *row = &w->rows[w->rows_count++];
+
+    ck_assert_uint_le(w->rows_count, w->rows_room);
+    memset(row, 0, sizeof(*row));
+    row->kind = kind;
+    return row;
+}
+
+static void held_row(struct world *w, struct mst_row *row)
+{
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        if (w->rows[i].kind != MST_ROW_VM || strcmp(w->rows[i].vm.name, "web02") != 0)
+            continue;
+        w->rows[i].vm.fenced = true;
+        w->rows[i].vm.proof_kind = MST_PROOF_KEEPER;
+        w->rows[i].vm.phase = MST_VM_HELD;
+    }
+    row->rvm = (struct mst_rvm_row){.recovery_id = 100,
+                                    .vm = "web02",
+                                    .from_node_id = 1,
+                                    .from_instance = w->nodes[0].hello.instance,
+                                    .epoch_from = 1,
+                                    .outcome = MST_OUT_HELD,
+                                    .hold = MST_HOLD_NO_ROOM};
+}
+
+/* A recovery is fencing for the second time: a VM was started on its node again, another waits for room. */
+START_TEST(a_false_alarm_leaves_held_what_the_recovery_holds)
+{
+    struct world *w = protected_vm(2);
+    struct mst_definition def = world_def("web02", 16, false);
+
+    world_define(w, &def);
+    world_start_vm(w, "web02", "n1");
+    world_vm_die(w, 0, "web02");
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
+        if (strcmp(w->nodes[0].slots[i].s.vm, "web02") == 0)
+            w->nodes[0].slots[i].used = false;
+    }
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        if (w->rows[i].kind == MST_ROW_META)
+            w->rows[i].meta.next_recovery = 100;
+    }
+    row_add(w, MST_ROW_RECOVERY)->recovery = (struct mst_recovery_row){.id = 100,
+                                                                       .node_id = 1,
+                                                                       .instance = w->nodes[0].hello.instance,
+                                                                       .kind = MST_FAULT_NODE_UNREACHABLE,
+                                                                       .scope = MST_SCOPE_NODE,
+                                                                       .state = MST_REC_FENCING};
+    row_add(w, MST_ROW_RVM)->rvm = (struct mst_rvm_row){
+        .recovery_id = 100, .vm = "web01", .from_node_id = 1, .from_instance = w->nodes[0].hello.instance, .epoch_from = 1};
+    held_row(w, row_add(w, MST_ROW_RVM));
+    world_restart(w);
+    ck_assert(world_until(w, 10000, runs_somewhere, "web02")); /* there is room */
+    ck_assert(world_until(w, 5000, recovery_closed, NULL));
+    ck_assert_int_eq(world_rvm(w, "web01")->outcome, MST_OUT_RUNS_ON);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 1);
+    ck_assert_uint_eq(world_epoch(w, "web02"), 2);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_vm_that_counts_as_running_but_is_fenced_goes_on_from_its_newest_save)
+{
+    struct world *w = protected_vm(2);
+
+    world_vm_die(w, 0, "web01");
+    w->nodes[0].slots[0].s.run_state = MST_RUN_FENCED;
+    stored(w)->fenced = true; /* the coordinator died between two decisions */
+    stored(w)->proof_kind = MST_PROOF_KEEPER;
+    world_restart(w);
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(an_answered_start_whose_grant_was_fenced_meanwhile_has_failed)
+{
+    struct world *w = protected_vm(2);
+
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    while (world_orders(w, MST_ORDER_START, "web01") < 2)
+        world_run(w, 10);
+    w->commit_err = -EIO; /* it starts, which cannot be recorded */
+    world_run(w, 50);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    world_checkpoint(w, "web01", 3);
+    world_node_kill(w, 0); /* and its keeper comes back as another one, which proves it stopped */
+    world_run(w, 300);
+    world_node_return(w, 0, true);
+    world_run(w, 100);
+    w->commit_err = 0;
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    world_run(w, 1000);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 3);
+    ck_assert_uint_eq(world_rvm(w, "web01")->epoch_to, 3); /* by the same recovery */
+    ck_assert_int_eq(world_rvm(w, "web01")->outcome, MST_OUT_RESUMED);
+    resumed_from(w, 2, 3);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_pause_of_the_coordinator_does_not_end_the_final_reading)
+{
+    static const enum mst_rec_state reading2 = MST_REC_READING2;
+    struct world *w = protected_vm(2);
+    struct mst_time t;
+
+    w->nodes[0].slots[0].s.save_seq = 0;
+    world_run(w, 3000); /* nobody has seen a save */
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    ck_assert(world_until(w, 3000, recovery_is, &reading2));
+    w->nodes[0].slots[0].s.save_seq = 1; /* it died right after its first checkpoint */
+    w->nodes[0].slots[0].s.save_epoch = 1;
+    w->now_us += 8000000; /* stopped, or a slow store; the read has not been looked at */
+    t = (struct mst_time){.us = w->now_us, .wall_ms = 1};
+    mst_core_tick(w->core, &t);
+    ck_assert(world_until(w, 5000, runs_somewhere, "web01"));
+    resumed_from(w, 1, 1);
+    world_free(w);
+}
+END_TEST
+
+/* --- saves that are away --- */
+
+START_TEST(a_save_whose_keeper_restarts_during_the_pull_is_waited_for)
+{
+    struct world *w = vm_on_n1(3, MST_ON_FAULT_RESUME_ELSEWHERE, true);
+
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    w->nodes[1].start_err = w->nodes[2].start_err = -EHOSTUNREACH; /* what a pull from a dead keeper ends with */
+    while (world_orders(w, MST_ORDER_START, "web01") < 2)
+        world_run(w, 10);
+    world_node_kill(w, 0);
+    world_run(w, 20);
+    w->nodes[1].start_err = w->nodes[2].start_err = 0;
+    world_run(w, 500);
+    world_node_return(w, 0, true); /* with its memory */
+    ck_assert(world_until(w, 8000, runs_somewhere, "web01"));
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+/* The keeper has stopped the VM and said so; then nobody hears of its node any more. */
+static void cut_when_fenced(struct world *w, unsigned node, uint64_t epoch)
+{
+    for (int i = 0; i < 500; i++) {
+        for (unsigned k = 0; k < MST_VMS_PER_NODE; k++) {
+            struct world_vm *vm = &w->nodes[node].slots[k];
+
+            if (!vm->used || vm->s.epoch != epoch || vm->s.run_state != MST_RUN_FENCED)
+                continue;
+            world_cut(w, node, true);
+            return;
+        }
+        world_run(w, 10);
+    }
+    ck_abort_msg("epoch %d was not fenced on n%u", (int)epoch, node + 1);
+}
+
+/* The VM is fenced on n1, which then falls silent with its save. */
+static struct world *save_away(void)
+{
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_RESUME_ELSEWHERE, true);
+
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    cut_when_fenced(w, 0, 1);
+    return w;
+}
+
+START_TEST(a_vm_whose_save_is_away_is_held_and_resumed_when_it_is_back)
+{
+    struct world *w = save_away();
+
+    world_run(w, 20000);
+    ck_assert_int_eq(world_phase(w, "web01"), MST_VM_HELD);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_START, "web01"), 1);
+    ck_assert_ptr_nonnull(strstr(world_rvm(w, "web01")->text, "its newest save is on n1"));
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "web01", NULL), -ENOSPC); /* looked again: still away */
+    world_restart(w);
+    world_run(w, 10000);
+    ck_assert_int_eq(world_phase(w, "web01"), MST_VM_HELD);
+    world_cut(w, 0, false);
+    ck_assert(world_until(w, 8000, runs_somewhere, "web01"));
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_save_that_is_away_is_given_up_when_its_node_is_confirmed_dead)
+{
+    struct world *w = save_away();
+
+    world_run(w, 20000);
+    w->nodes[0].up = w->nodes[0].powered = false;
+    ck_assert_int_eq(world_request(w, MST_REQ_CONFIRM_DEAD, "n1", NULL), 0);
+    ck_assert(world_until(w, 5000, runs_somewhere, "web01"));
+    ck_assert(!world_last(w, MST_ORDER_START, "web01")->has_source);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_vm_that_is_to_be_restarted_does_not_wait_for_its_save)
+{
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_RESTART, true);
+
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    cut_when_fenced(w, 0, 1);
+    ck_assert(world_until(w, 1000, runs_somewhere, "web01"));
+    ck_assert(!world_last(w, MST_ORDER_START, "web01")->has_source);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_node_whose_memory_cannot_be_read_has_not_lost_its_saves)
+{
+    static const enum mst_order_type fence = MST_ORDER_FENCE;
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_RESUME_ELSEWHERE, true);
+
+    w->nodes[0].slots[0].s.save_seq = 0;
+    world_run(w, 3000);
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    ck_assert(world_until(w, 3000, ordered, &fence));
+    w->nodes[0].reads_fail = 1; /* its keeper answers all the same */
+    w->nodes[0].slots[0].s.save_seq = 1;
+    world_run(w, 15000);
+    ck_assert_int_eq(world_phase(w, "web01"), MST_VM_HELD);
+    w->nodes[0].reads_fail = 0;
+    ck_assert(world_until(w, 5000, runs_somewhere, "web01"));
+    resumed_from(w, 1, 1);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_bad_target_does_not_throw_a_good_save_away)
+{
+    static const int errs[] = {-EBADMSG, -ENODATA, -EUCLEAN};
+    struct world *w = protected_vm(2);
+
+    w->nodes[0].start_err = errs[_i]; /* n1, where it would be resumed in place */
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    ck_assert(world_until(w, 8000, runs_somewhere, "web01"));
+    ck_assert_int_eq(world_where(w, "web01"), 1);
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+/* --- saves that are too old --- */
+
+START_TEST(the_newest_save_is_waited_for_although_an_older_one_is_at_hand)
+{
+    struct world *w = vm_on_n1(3, MST_ON_FAULT_RESUME_ELSEWHERE, true);
+    int at;
+
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    ck_assert(world_until(w, 3000, runs_somewhere, "web01"));
+    resumed_from(w, 1, 7);
+    at = world_where(w, "web01");
+    world_checkpoint(w, "web01", 3); /* of epoch 2; n1 has still that of epoch 1 */
+    world_vm_die(w, (unsigned)at, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, (unsigned)at, "web01");
+    cut_when_fenced(w, (unsigned)at, 2);
+    world_run(w, 15000);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_START, "web01"), 2);
+    world_cut(w, (unsigned)at, false);
+    ck_assert(world_until(w, 8000, runs_somewhere, "web01"));
+    resumed_from(w, 2, 3);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_vm_that_has_run_on_is_never_resumed_from_what_it_was_before)
+{
+    struct world *w = vm_on_n1(3, MST_ON_FAULT_RESUME_ELSEWHERE, true);
+    int at;
+
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    ck_assert(world_until(w, 3000, runs_somewhere, "web01"));
+    at = world_where(w, "web01");
+    world_cut(w, 0, true); /* it runs nothing, and could not be told to forget the old save */
+    world_run(w, 1000);
+    world_checkpoint(w, "web01", 5000);
+    world_run(w, 60000);
+    if (_i)
+        world_restart(w);
+    w->fence_takes_ms = 4000;
+    world_cut(w, (unsigned)at, true); /* its node is lost ... */
+    world_run(w, 4500);
+    world_cut(w, 0, false); /* ... and n1 comes back before the recovery is over */
+    ck_assert(world_until(w, 20000, runs_somewhere, "web01"));
+    ck_assert_uint_eq(world_epoch(w, "web01"), 3);
+    ck_assert(!world_last(w, MST_ORDER_START, "web01")->has_source);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_restarted_vm_is_not_resumed_from_the_life_before)
+{
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_RESUME_ELSEWHERE, true);
+
+    world_report(w, MST_FAULT_VM_PANICKED, 0, "web01");
+    world_run(w, 2000);
+    world_checkpoint(w, "web01", 3);
+    world_run(w, 2000);
+    ck_assert_int_eq(world_where(w, "web01"), 1);
+    world_report(w, MST_FAULT_VM_PANICKED, 1, "web01"); /* the second: booted */
+    world_run(w, 500);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    ck_assert(!world_last(w, MST_ORDER_START, "web01")->has_source);
+    world_vm_die(w, 0, "web01"); /* before its first checkpoint */
+    world_run(w, 3000);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 4);
+    ck_assert(!world_last(w, MST_ORDER_START, "web01")->has_source);
+    world_free(w);
+}
+END_TEST
+
+/* --- an old copy of the store --- */
+
+static struct mst_row *copy_of_store(const struct world *w, unsigned *ret_count)
+{
+    struct mst_row *copy = malloc(w->rows_count * sizeof(*copy));
+
+    ck_assert_ptr_nonnull(copy);
+    memcpy(copy, w->rows, w->rows_count * sizeof(*copy));
+    *ret_count = w->rows_count;
+    return copy;
+}
+
+static void put_back(struct world *w, struct mst_row *copy, unsigned count)
+{
+    memcpy(w->rows, copy, count * sizeof(*copy));
+    w->rows_count = count;
+    memset(w->highest_epoch, 0, sizeof(w->highest_epoch));
+    free(copy);
+}
+
+START_TEST(a_vm_that_runs_under_a_newer_epoch_than_an_old_store_knows_runs_on)
+{
+    struct world *w = protected_vm(3);
+    unsigned count;
+    struct mst_row *copy = copy_of_store(w, &count); /* epoch 1 on n1 */
+    int at;
+
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n1", NULL), 0);
+    world_run(w, 20000);
+    at = world_where(w, "web01");
+    ck_assert_int_gt(at, 0);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 2);
+    put_back(w, copy, count);
+    w->nodes[at].cut = _i; /* its node calls with all others, or long after them */
+    world_restart(w);
+    world_run(w, 4500);
+    w->nodes[at].cut = false;
+    world_run(w, 20000);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 2);
+    ck_assert_int_eq(world_where(w, "web01"), at); /* never twice: the world looks */
+    ck_assert_int_eq(world_phase(w, "web01"), MST_VM_RUNNING);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_recovery_of_an_old_store_leaves_alone_what_runs_under_a_newer_epoch)
+{
+    static const enum mst_rec_state states[] = {MST_REC_SAVING, MST_REC_FENCING, MST_REC_READING2};
+    struct world *w = protected_vm(3);
+    struct mst_row *copy;
+    unsigned count;
+    int at;
+
+    (void)world_ask(w, MST_REQ_DRAIN, "n1", NULL);
+    ck_assert(world_until(w, 3000, recovery_is, &states[_i]));
+    copy = copy_of_store(w, &count); /* in the middle of the drain */
+    world_run(w, 20000);
+    at = world_where(w, "web01");
+    ck_assert_int_gt(at, 0);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 2);
+    put_back(w, copy, count);
+    world_restart(w);
+    world_run(w, 20000);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 2);
+    ck_assert_int_eq(world_where(w, "web01"), at);
+    ck_assert_int_eq(world_phase(w, "web01"), MST_VM_RUNNING);
+    ck_assert_int_eq(world_recovery(w)->state, MST_REC_DONE);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(what_is_left_of_a_stopped_vm_under_a_newer_epoch_does_not_revive_it)
+{
+    struct world *w = protected_vm(2);
+
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web01", NULL), 0);
+    world_run(w, 12000);
+    ck_assert(!w->nodes[0].slots[0].used);
+    w->nodes[0].slots[0].used = true; /* it was started and stopped again after the copy of this store was made */
+    snprintf(w->nodes[0].slots[0].s.vm, MST_NAME_BYTES, "web01");
+    w->nodes[0].slots[0].s.epoch = w->nodes[0].slots[0].s.save_epoch = 9;
+    w->nodes[0].slots[0].s.save_seq = 5;
+    w->nodes[0].slots[0].s.run_state = MST_RUN_FENCED;
+    world_restart(w);
+    world_run(w, 20000);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 9);
+    ck_assert_int_eq(world_where(w, "web01"), -1);
+    ck_assert_int_eq(world_phase(w, "web01"), MST_VM_STOPPED);
+    world_start_vm(w, "web01", NULL);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 10);
+    ck_assert(!world_last(w, MST_ORDER_START, "web01")->has_source);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_store_older_than_what_a_keeper_has_obeyed_decides_nothing)
+{
+    struct world *w = protected_vm(3);
+    struct mst_row *copy;
+    unsigned count, orders, commits;
+
+    copy = copy_of_store(w, &count);
+    world_restart(w);
+    world_run(w, 3000);
+    if (_i)
+        world_restart(w);
+    world_run(w, 3000);
+    put_back(w, copy, count);
+    world_restart(w); /* of the same term as the one before, or of an older */
+    world_run(w, 1500);
+    ck_assert_ptr_nonnull(strstr(mst_core_trouble(w->core), "old copy"));
+    orders = w->events_count;
+    commits = w->commits;
+    world_vm_die(w, 0, "web01");
+    world_cut(w, 1, true);
+    world_run(w, 30000);
+    ck_assert_uint_eq(w->events_count, orders); /* no order, no fence */
+    ck_assert_uint_eq(w->commits, commits);
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web01", NULL), -ESTALE);
+    ck_assert_ptr_nonnull(strstr(world_reply_text(w), "old copy"));
+    world_free(w);
+}
+END_TEST
+
+/* The node has heard of the n-th decision after (before) the end of the store; a start of the coordinator lies between, or none does. */
+START_TEST(a_decision_that_a_keeper_has_heard_of_and_the_store_lacks_shows_an_old_copy)
+{
+    static const struct {
+        int beyond;
+        unsigned restarts;
+        bool old;
+    } cases[] = {{0, 0, false}, {1, 0, true}, {-3, 0, false}, {0, 1, false},
+                 {1, 1, true},  {1, 2, true}, {1, 5, true},   {30, 5, true}};
+    struct world *w = protected_vm(3);
+    struct mst_hello *hello = &w->nodes[1].hello;
+
+    w->nodes[1].cut = true; /* it calls again when the coordinator has been started so often */
+    world_run(w, 100);
+    for (unsigned i = 0; i <= cases[_i].restarts; i++) {
+        if (i == 0) {
+            ck_assert_uint_eq(hello->highest_term, mst_core_term(w->core));
+            hello->highest_decision = (uint64_t)((int64_t)mst_core_decision(w->core) + cases[_i].beyond);
+        }
+        world_restart(w);
+        world_run(w, 300);
+    }
+    ck_assert_uint_lt(hello->highest_term, mst_core_term(w->core));
+    w->nodes[1].cut = false;
+    world_run(w, 1500);
+    ck_assert_msg((strstr(mst_core_trouble(w->core), "old copy") != NULL) == cases[_i].old, "%s", mst_core_trouble(w->core));
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web01", NULL), cases[_i].old ? -ESTALE : 0);
+    if (cases[_i].old)
+        ck_assert_ptr_nonnull(strstr(world_reply_text(w), "heard of decision"));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_term_of_the_past_that_somebody_else_had_shows_an_old_copy)
+{
+    struct world *w = protected_vm(3);
+
+    w->nodes[1].cut = true;
+    world_run(w, 100);
+    w->nodes[1].hello.highest_term_by += _i ? 1000 : 0;
+    for (unsigned i = 0; i < 3; i++) {
+        world_restart(w);
+        world_run(w, 300);
+    }
+    w->nodes[1].cut = false;
+    world_run(w, 1500);
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web01", NULL), _i ? -ESTALE : 0);
+    world_free(w);
+}
+END_TEST
+
+/* An upgrade, and a keeper of before it. */
+START_TEST(who_counts_no_decisions_is_no_witness)
+{
+    struct world *w = protected_vm(2);
+
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        if (w->rows[i].kind != MST_ROW_META)
+            continue;
+        w->rows[i].meta.decision = 0;
+        memset(w->rows[i].meta.terms, 0, sizeof(w->rows[i].meta.terms));
+    }
+    world_restart(w);
+    world_run(w, 1500);
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web01", NULL), 0);
+    world_free(w);
+}
+END_TEST
+
+/* --- moves of VMs that run --- */
+
+START_TEST(a_drain_leaves_a_vm_running_that_it_cannot_save)
+{
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_RESUME, false);
+
+    w->nodes[0].save_fails = true;
+    if (_i)
+        world_report(w, MST_FAULT_PROCESSOR, 0, NULL);
+    else
+        ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n1", NULL), 0);
+    world_run(w, 20000);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 1);
+    ck_assert_int_eq(world_phase(w, "web01"), MST_VM_RUNNING);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_FENCE, NULL), 0);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_SAVE, NULL), 1); /* not again and again */
+    ck_assert_int_eq(world_recovery(w)->state, MST_REC_HELD);
+    ck_assert_ptr_nonnull(strstr(world_rvm(w, "web01")->text, "cannot be saved"));
+    w->nodes[0].save_fails = false; /* tried again after a while */
+    world_run(w, 20000);
+    ck_assert_int_eq(world_where(w, "web01"), 1);
+    ck_assert(world_last(w, MST_ORDER_START, "web01")->has_source);
+    ck_assert_int_eq(world_recovery(w)->state, MST_REC_DONE);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_drain_that_cannot_save_is_over_when_the_node_is_taken_back)
+{
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_RESUME, false);
+
+    w->nodes[0].save_fails = true;
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n1", NULL), 0);
+    world_run(w, 5000);
+    ck_assert_int_eq(world_request(w, MST_REQ_UNDRAIN, "n1", NULL), 0);
+    world_run(w, 3000);
+    ck_assert_int_eq(world_recovery(w)->state, MST_REC_DONE);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_hung_agent_does_not_cost_an_unprotected_vm_its_state)
+{
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_RESUME, false);
+
+    w->nodes[0].agent_frozen = true;
+    w->nodes[0].agent_restart_helps = false;
+    world_run(w, 60000);
+    ck_assert_uint_eq(w->nodes[0].agent_restarts_ordered, 3);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 1);
+    ck_assert_int_eq(world_phase(w, "web01"), MST_VM_RUNNING);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(an_order_to_save_whose_answer_was_lost_with_the_link_is_given_again)
+{
+    static const enum mst_order_type save = MST_ORDER_SAVE;
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_RESUME, false);
+
+    w->nodes[0].orders_wait = true;
+    (void)world_ask(w, MST_REQ_DRAIN, "n1", NULL);
+    ck_assert(world_until(w, 3000, ordered, &save));
+    world_cut(w, 0, true);
+    world_run(w, 1000);
+    w->nodes[0].orders_wait = false;
+    world_cut(w, 0, false);
+    world_run(w, 5000);
+    ck_assert_int_eq(world_where(w, "web01"), 1);
+    ck_assert(world_last(w, MST_ORDER_START, "web01")->has_source);
+    world_free(w);
+}
+END_TEST
+
+/* --- the operator --- */
+
+START_TEST(a_vm_that_was_stopped_while_it_was_fenced_boots_when_it_is_started_again)
+{
+    struct world *w = protected_vm(2);
+    struct mst_vm_row *row;
+
+    world_vm_die(w, 0, "web01");
+    w->nodes[0].slots[0].s.run_state = MST_RUN_FENCED;
+    row = stored(w);
+    row->fenced = true;
+    row->proof_kind = MST_PROOF_KEEPER;
+    row->phase = MST_VM_HELD; /* in no recovery that is known any more */
+    row->save = (struct mst_save_ref){.node_id = 1, .instance = row->instance, .epoch = 1, .seq = 7};
+    world_restart(w);
+    world_run(w, 1500);
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web01", NULL), 0);
+    ck_assert_int_eq(world_phase(w, "web01"), MST_VM_STOPPED);
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "web01", NULL), 0);
+    ck_assert(!world_last(w, MST_ORDER_START, "web01")->has_source);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_node_that_has_not_called_yet_cannot_be_confirmed_dead_right_after_a_start)
+{
+    struct world *w = protected_vm(2);
+
+    w->nodes[0].cut = true; /* its keeper is about to call, it runs its VM */
+    world_restart(w);
+    world_run(w, 1000);
+    ck_assert_int_eq(world_request(w, MST_REQ_CONFIRM_DEAD, "n1", NULL), -EBUSY);
+    ck_assert_ptr_nonnull(strstr(world_reply_text(w), "has not called yet"));
+    w->nodes[0].cut = false;
+    world_run(w, 5000);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 1);
+    w->power = POWER_FAILS;
+    world_cut(w, 0, true);
+    world_restart(w);
+    world_run(w, 4000); /* it had its time */
+    w->nodes[0].powered = w->nodes[0].up = false;
+    ck_assert_int_eq(world_request(w, MST_REQ_CONFIRM_DEAD, "n1", NULL), 0);
+    ck_assert(world_until(w, 5000, runs_somewhere, "web01"));
+    world_free(w);
+}
+END_TEST
+
+/* --- found by mainstay-sim --- */
+
+/* An order to forget an epoch takes all older ones along. */
+START_TEST(forgetting_a_dead_epoch_leaves_the_older_save_that_is_still_needed)
+{
+    struct world *w = protected_vm(1); /* one node: what is swept lies beside what is needed */
+
+    for (uint64_t epoch = 2; epoch <= 4; epoch++) { /* each dies before its first checkpoint */
+        world_vm_die(w, 0, "web01");
+        world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+        while (world_epoch(w, "web01") < epoch)
+            world_run(w, 10);
+        ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+        resumed_from(w, 1, 7);
+        world_run(w, 5000); /* what is left of the epoch before is swept, when that may be */
+    }
+    world_free(w);
+}
+END_TEST
+
+/* All nodes vanish, so that nobody is fenced, and call again. */
+static struct world *all_called_again(bool pause)
+{
+    struct world *w = protected_vm(3);
+
+    for (unsigned i = 0; i < 3; i++)
+        world_cut(w, i, true);
+    world_run(w, 9000);
+    ck_assert_uint_eq(world_recoveries(w), 1);
+    for (unsigned i = 0; i < 3; i++)
+        world_cut(w, i, false);
+    w->nodes[0].reads_fail = 1; /* the memory of n1, whose recovery is open, is read a moment later than that of the others */
+    while (w->nodes[0].link == 0 || w->nodes[1].link == 0 || w->nodes[2].link == 0)
+        world_run(w, 10);
+    if (pause)
+        w->now_us += UINT64_C(2500000); /* of the coordinator: for longer than its windows */
+    world_run(w, 500);
+    w->nodes[0].reads_fail = 0;
+    world_run(w, 5000);
+    return w;
+}
+
+static void untouched(struct world *w)
+{
+    ck_assert_uint_eq(w->fence_asked, 0);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_FENCE, "web01"), 0);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 1);
+    world_free(w);
+}
+
+START_TEST(a_node_that_has_just_called_is_read_before_it_is_judged)
+{
+    untouched(all_called_again(false));
+}
+END_TEST
+
+START_TEST(a_connected_node_that_was_not_read_since_our_own_pause_keeps_its_power)
+{
+    untouched(all_called_again(true));
+}
+END_TEST
+
+static bool suspected(struct world *w, const void *unused)
+{
+    (void)unused;
+    return world_recoveries(w) > 0;
+}
+
+/* A cable that flaps: reads fail for long enough, and go on in the very moment of the verdict. */
+START_TEST(a_node_whose_slots_are_read_after_the_verdict_is_not_told_to_stop_before_its_beat_is_read)
+{
+    struct world *w = protected_vm(3);
+
+    w->nodes[0].reads_fail = 1;
+    ck_assert(world_until(w, 20000, suspected, NULL));
+    w->nodes[0].reads_fail = 0;
+    world_run(w, 5000);
+    untouched(w);
+}
+END_TEST
+
+/* Slots are read every second: that alone is no sign that its beat will come. */
+START_TEST(a_node_whose_slots_alone_are_read_is_given_up_all_the_same)
+{
+    struct world *w = protected_vm(3);
+
+    w->nodes[0].beats_fail = true;
+    ck_assert(world_until(w, 20000, suspected, NULL));
+    world_run(w, 5000);
+    ck_assert_uint_gt(world_orders(w, MST_ORDER_FENCE, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
+static bool fence_asked(struct world *w, const void *unused)
+{
+    (void)unused;
+    return w->fence_asked > 0;
+}
+
+static bool fence_ordered_again(struct world *w, const void *count)
+{
+    return world_orders(w, MST_ORDER_FENCE, "web01") > *(const unsigned *)count;
+}
+
+START_TEST(power_is_left_alone_while_the_proof_of_the_keeper_waits_for_the_store)
+{
+    struct world *w = protected_vm(2);
+    unsigned orders, asked;
+
+    w->power = POWER_FAILS;
+    w->nodes[0].reads_fail = 1;
+    w->nodes[0].orders_wait = true; /* its keeper does not answer in time: the fence agent is next, and fails */
+    ck_assert(world_until(w, 20000, fence_asked, NULL));
+    orders = world_orders(w, MST_ORDER_FENCE, "web01");
+    w->nodes[0].orders_wait = false;
+    w->store_hangs = true;
+    (void)world_ask(w, MST_REQ_DRAIN, "n2", NULL); /* its transaction is first, and the proof waits behind it */
+    ck_assert(world_until(w, 20000, fence_ordered_again, &orders));
+    world_run(w, 100);
+    asked = w->fence_asked;
+    world_run(w, 20000);
+    ck_assert_uint_eq(w->fence_asked, asked);
+    w->store_hangs = false;
+    w->nodes[0].reads_fail = 0;
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+/* With etcd a decision may be durable long before its answer is here. */
+START_TEST(nobody_is_told_to_stop_while_the_decision_that_it_runs_on_is_under_way)
+{
+    struct world *w = protected_vm(2);
+
+    w->power = POWER_FAILS;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 20000, fence_asked, NULL));
+    w->store_hangs = true;
+    world_cut(w, 0, false);
+    world_run(w, 3000); /* a false alarm: its transaction hangs */
+    world_node_kill(w, 0);
+    world_node_return(w, 0, false);
+    world_run(w, 10000);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_FENCE, "web01"), 0);
+    w->store_hangs = false;
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("safety");
+    TCase *tcase = tcase_create("safety");
+    SRunner *runner = srunner_create(suite);
+    int failed;
+
+    tcase_set_timeout(tcase, 60);
+    tcase_add_test(tcase, a_node_seen_again_while_its_keeper_is_told_to_fence_is_no_false_alarm);
+    tcase_add_test(tcase, a_false_alarm_leaves_held_what_the_recovery_holds);
+    tcase_add_test(tcase, power_is_left_alone_while_the_proof_of_the_keeper_waits_for_the_store);
+    tcase_add_test(tcase, nobody_is_told_to_stop_while_the_decision_that_it_runs_on_is_under_way);
+    tcase_add_test(tcase, a_vm_that_counts_as_running_but_is_fenced_goes_on_from_its_newest_save);
+    tcase_add_test(tcase, an_answered_start_whose_grant_was_fenced_meanwhile_has_failed);
+    tcase_add_test(tcase, a_pause_of_the_coordinator_does_not_end_the_final_reading);
+    tcase_add_test(tcase, a_save_whose_keeper_restarts_during_the_pull_is_waited_for);
+    tcase_add_test(tcase, a_vm_whose_save_is_away_is_held_and_resumed_when_it_is_back);
+    tcase_add_test(tcase, a_save_that_is_away_is_given_up_when_its_node_is_confirmed_dead);
+    tcase_add_test(tcase, a_vm_that_is_to_be_restarted_does_not_wait_for_its_save);
+    tcase_add_test(tcase, a_node_whose_memory_cannot_be_read_has_not_lost_its_saves);
+    tcase_add_test(tcase, the_newest_save_is_waited_for_although_an_older_one_is_at_hand);
+    tcase_add_loop_test(tcase, a_vm_that_has_run_on_is_never_resumed_from_what_it_was_before, 0, 2);
+    tcase_add_test(tcase, a_restarted_vm_is_not_resumed_from_the_life_before);
+    tcase_add_loop_test(tcase, a_vm_that_runs_under_a_newer_epoch_than_an_old_store_knows_runs_on, 0, 2);
+    tcase_add_loop_test(tcase, a_recovery_of_an_old_store_leaves_alone_what_runs_under_a_newer_epoch, 0, 3);
+    tcase_add_test(tcase, what_is_left_of_a_stopped_vm_under_a_newer_epoch_does_not_revive_it);
+    tcase_add_loop_test(tcase, a_drain_leaves_a_vm_running_that_it_cannot_save, 0, 2);
+    tcase_add_test(tcase, a_drain_that_cannot_save_is_over_when_the_node_is_taken_back);
+    tcase_add_test(tcase, a_hung_agent_does_not_cost_an_unprotected_vm_its_state);
+    tcase_add_test(tcase, an_order_to_save_whose_answer_was_lost_with_the_link_is_given_again);
+    tcase_add_loop_test(tcase, a_bad_target_does_not_throw_a_good_save_away, 0, 3);
+    tcase_add_test(tcase, a_vm_that_was_stopped_while_it_was_fenced_boots_when_it_is_started_again);
+    tcase_add_test(tcase, a_node_that_has_not_called_yet_cannot_be_confirmed_dead_right_after_a_start);
+    tcase_add_loop_test(tcase, a_store_older_than_what_a_keeper_has_obeyed_decides_nothing, 0, 2);
+    tcase_add_test(tcase, forgetting_a_dead_epoch_leaves_the_older_save_that_is_still_needed);
+    tcase_add_test(tcase, a_node_that_has_just_called_is_read_before_it_is_judged);
+    tcase_add_test(tcase, a_node_whose_slots_are_read_after_the_verdict_is_not_told_to_stop_before_its_beat_is_read);
+    tcase_add_test(tcase, a_node_whose_slots_alone_are_read_is_given_up_all_the_same);
+    tcase_add_test(tcase, a_connected_node_that_was_not_read_since_our_own_pause_keeps_its_power);
+    tcase_add_loop_test(tcase, a_decision_that_a_keeper_has_heard_of_and_the_store_lacks_shows_an_old_copy, 0, 8);
+    tcase_add_loop_test(tcase, a_term_of_the_past_that_somebody_else_had_shows_an_old_copy, 0, 2);
+    tcase_add_test(tcase, who_counts_no_decisions_is_no_witness);
+    suite_add_tcase(suite, tcase);
+    srunner_run_all(runner, CK_NORMAL);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

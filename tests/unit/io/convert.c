@@ -1,0 +1,230 @@
+#include "coordinator/io/convert.h"
+
+#include <check.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint8_t frame[MST_MESSAGE_BYTES_MAX];
+static struct mst_core *core;
+static struct mst_definition def;
+static struct mst_why why;
+
+static void setup(void)
+{
+    struct mst_core_conf conf = {.nodes_count = 2, .node_starts_max = 4};
+    struct mst_core_io io = {0};
+
+    for (unsigned i = 0; i < 2; i++) {
+        snprintf(conf.nodes[i].name, sizeof(conf.nodes[i].name), "n%u", i + 1);
+        conf.nodes[i].id = 10 + i;
+    }
+    ck_assert_int_eq(mst_core_new(&conf, &io, &core), 0);
+}
+
+static void teardown(void)
+{
+    mst_core_free(core);
+}
+
+static Mainstay__VmDefinition message(void)
+{
+    Mainstay__VmDefinition m = MAINSTAY__VM_DEFINITION__INIT;
+
+    m.name = (char *)"web01";
+    m.memory_mib = 16;
+    m.boot_kernel = (char *)"/boot/kernel";
+    return m;
+}
+
+START_TEST(a_definition_keeps_what_planning_needs_and_the_whole_message)
+{
+    Mainstay__VmDefinition m = message();
+    Mainstay__VmDefinition *back;
+    char *names[] = {(char *)"n2"};
+
+    m.has_protect = 1;
+    m.protect = MAINSTAY__PROTECT__PROTECT_LOCAL;
+    m.has_on_vm_fault = 1;
+    m.on_vm_fault = MAINSTAY__ON_FAULT__ON_FAULT_RESUME_ELSEWHERE;
+    m.allowed_nodes = names;
+    m.n_allowed_nodes = 1;
+    ck_assert_msg(mst_convert_definition(&m, core, &def, &why) == 0, "%s", why.text);
+    ck_assert_str_eq(def.name, "web01");
+    ck_assert_uint_eq(def.vcpus, 1); /* default */
+    ck_assert_uint_eq(def.priority, 10);
+    ck_assert(def.protect_local);
+    ck_assert_uint_eq(def.on_vm_fault, MST_ON_FAULT_RESUME_ELSEWHERE);
+    ck_assert_uint_eq(def.allowed_count, 1);
+    ck_assert_uint_eq(def.allowed[0], 11);
+    back = mainstay__vm_definition__unpack(NULL, def.packed_bytes, def.packed);
+    ck_assert_ptr_nonnull(back);
+    ck_assert_str_eq(back->boot_kernel, "/boot/kernel");
+    mainstay__vm_definition__free_unpacked(back, NULL);
+}
+END_TEST
+
+START_TEST(an_unknown_node_or_an_endless_command_line_is_refused)
+{
+    Mainstay__VmDefinition m = message();
+    char *names[] = {(char *)"n7"};
+    char *append = malloc(20000);
+
+    m.allowed_nodes = names;
+    m.n_allowed_nodes = 1;
+    ck_assert_int_eq(mst_convert_definition(&m, core, &def, &why), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(why.text, "n7"));
+    m = message();
+    memset(append, 'a', 19999);
+    append[19999] = 0;
+    m.boot_append = append;
+    ck_assert_int_lt(mst_convert_definition(&m, core, &def, &why), 0);
+    free(append);
+}
+END_TEST
+
+static mst_envelope *pack(const struct mst_order *order)
+{
+    mst_envelope *env = NULL;
+    int n = mst_convert_order(order, "n1", frame, sizeof(frame));
+
+    ck_assert_int_gt(n, 0);
+    ck_assert_msg(mst_frame_unpack(frame, (size_t)n, &env, &why) == 0, "%s", why.text);
+    ck_assert_uint_eq(env->id, order->token);
+    ck_assert_uint_eq(env->instance, order->instance);
+    ck_assert_uint_eq(env->term, order->term);
+    ck_assert_uint_eq(env->decision, order->decision);
+    return env;
+}
+
+START_TEST(every_order_reads_back_as_it_was_meant)
+{
+    Mainstay__VmDefinition m = message();
+    struct mst_fault_row fault = {.id = 9, .kind = MST_FAULT_VM_EXITED, .vm = "web01", .epoch = 3, .reporter = "r", .text = "t"};
+    struct mst_order order = {.type = MST_ORDER_START,
+                              .token = 5,
+                              .instance = 6,
+                              .term = 7,
+                              .decision = 15,
+                              .vm = "web01",
+                              .epoch = 8,
+                              .definition = &def};
+    mst_envelope *env;
+
+    ck_assert_int_eq(mst_convert_definition(&m, core, &def, &why), 0);
+    env = pack(&order);
+    ck_assert_uint_eq(env->order_start->epoch, 8);
+    ck_assert_str_eq(env->order_start->definition->name, "web01");
+    ck_assert_ptr_null(env->order_start->source);
+    mst_envelope_free(env);
+    order.source = (struct mst_save_ref){.node_id = 11, .instance = 12, .epoch = 13, .seq = 14};
+    order.source_node = "n2";
+    env = pack(&order);
+    ck_assert_uint_eq(env->order_start->source->node_id, 11);
+    ck_assert_uint_eq(env->order_start->source->instance, 12);
+    ck_assert_uint_eq(env->order_start->source->epoch, 13);
+    ck_assert_uint_eq(env->order_start->source->min_seq, 14);
+    mst_envelope_free(env);
+    order.type = MST_ORDER_SAVE;
+    env = pack(&order);
+    ck_assert_uint_eq(env->order_save->epoch, 8);
+    mst_envelope_free(env);
+    order.type = MST_ORDER_CONTINUE;
+    env = pack(&order);
+    ck_assert_str_eq(env->order_continue->vm, "web01");
+    mst_envelope_free(env);
+    order.type = MST_ORDER_FORGET;
+    env = pack(&order);
+    ck_assert_uint_eq(env->order_forget->epoch, 8);
+    mst_envelope_free(env);
+    order.type = MST_ORDER_RESTART_AGENT;
+    order.text = "hangs";
+    env = pack(&order);
+    ck_assert_str_eq(env->order_restart_agent->text, "hangs");
+    mst_envelope_free(env);
+    order.type = MST_ORDER_RECORD_FAULT;
+    order.fault = &fault;
+    env = pack(&order);
+    ck_assert_uint_eq(env->order_record_fault->fault_id, 9);
+    ck_assert_str_eq(env->order_record_fault->report->vm, "web01");
+    mst_envelope_free(env);
+}
+END_TEST
+
+START_TEST(a_fence_of_a_full_node_fits_into_one_message)
+{
+    struct mst_order order = {.type = MST_ORDER_FENCE, .token = 5, .instance = 6, .term = 7, .fence_count = MST_VMS_PER_NODE};
+    mst_envelope *env;
+
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
+        memset(order.fence[i].vm, 'a', MST_NAME_BYTES - 1);
+        order.fence[i].epoch = UINT64_MAX;
+    }
+    env = pack(&order);
+    ck_assert_uint_eq(env->order_fence->n_vms, MST_VMS_PER_NODE);
+    mst_envelope_free(env);
+}
+END_TEST
+
+START_TEST(a_stored_definition_that_does_not_unpack_is_an_error_and_no_crash)
+{
+    struct mst_order order = {.type = MST_ORDER_START, .token = 5, .vm = "web01", .epoch = 8, .definition = &def};
+
+    memset(&def, 0xff, sizeof(def));
+    def.packed_bytes = 100;
+    ck_assert_int_eq(mst_convert_order(&order, "n1", frame, sizeof(frame)), -EBADMSG);
+}
+END_TEST
+
+START_TEST(answers_keep_errors_texts_and_proofs)
+{
+    Mainstay__Done done = MAINSTAY__DONE__INIT;
+    Mainstay__FenceResult fence = MAINSTAY__FENCE_RESULT__INIT;
+    Mainstay__VmEpoch vm = MAINSTAY__VM_EPOCH__INIT, *list[] = {&vm};
+    struct mst_answer answer;
+    char text[1000];
+
+    memset(text, 'x', sizeof(text) - 1);
+    text[sizeof(text) - 1] = 0;
+    done.error = EIO;
+    done.text = text; /* longer than a row takes */
+    mst_convert_answer(&done, &answer);
+    ck_assert_int_eq(answer.err, -EIO);
+    ck_assert_uint_eq(strlen(answer.text), MST_TEXT_BYTES - 1);
+    ck_assert(!answer.has_fence);
+    done.error = 0;
+    vm.vm = (char *)"web01";
+    vm.epoch = 3;
+    fence.instance = 77;
+    fence.vms = list;
+    fence.n_vms = 1;
+    done.fence = &fence;
+    mst_convert_answer(&done, &answer);
+    ck_assert(answer.has_fence);
+    ck_assert_uint_eq(answer.fence_instance, 77);
+    ck_assert_uint_eq(answer.fenced_count, 1);
+    ck_assert_str_eq(answer.fenced[0].vm, "web01");
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("convert");
+    TCase *tcase = tcase_create("convert");
+    SRunner *runner = srunner_create(suite);
+    int failed;
+
+    tcase_add_checked_fixture(tcase, setup, teardown);
+    tcase_add_test(tcase, a_definition_keeps_what_planning_needs_and_the_whole_message);
+    tcase_add_test(tcase, an_unknown_node_or_an_endless_command_line_is_refused);
+    tcase_add_test(tcase, every_order_reads_back_as_it_was_meant);
+    tcase_add_test(tcase, a_fence_of_a_full_node_fits_into_one_message);
+    tcase_add_test(tcase, a_stored_definition_that_does_not_unpack_is_an_error_and_no_crash);
+    tcase_add_test(tcase, answers_keep_errors_texts_and_proofs);
+    suite_add_tcase(suite, tcase);
+    srunner_run_all(runner, CK_NORMAL);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

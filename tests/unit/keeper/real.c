@@ -1,0 +1,248 @@
+/* The keeper with the real agent and real QEMUs (TCG) and the witness guest: what the fake agent of node.c cannot show. Only RDMA is stood in for. */
+#include "rig.h"
+
+#include <check.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ck_done_ok(done_)                                                                                                        \
+    do {                                                                                                                         \
+        const Mainstay__Done *done__ = (done_);                                                                                  \
+        ck_assert_msg(done__->error == 0, "%d %s", done__->error, done__->text ? done__->text : "");                             \
+    } while (0)
+
+static void setup(void)
+{
+    rig_setup();
+    rig->agent = MST_TEST_REAL_AGENT;
+    rig->qemu = "/usr/bin/qemu-system-x86_64";
+    rig->kernel = MST_TEST_WITNESS;
+    rig->vm_memory_mib = 16;
+    rig->nodes[1].memory_mib = rig->nodes[2].memory_mib = 192;
+}
+
+static void console_follow(unsigned node)
+{
+    Mainstay__OrderConsole body = MAINSTAY__ORDER_CONSOLE__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
+    rig->nodes[node].console_bytes = 0;
+    body.vm = (char *)"web01";
+    body.has_follow = 1;
+    body.follow = 1;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_CONSOLE;
+    env.order_console = &body;
+    rig_order_send(node, &env);
+}
+
+/* Number of the last (or first) whole beat line of a node's console; 0: none. A broken witness fails the test. */
+static unsigned beat_of(unsigned node, bool first)
+{
+    struct rig_node *n = &rig->nodes[node];
+    unsigned number, last = 0;
+    char *line;
+
+    n->console[n->console_bytes] = '\0';
+    ck_assert_msg(strstr(n->console, "BROKEN") == NULL, "%s", n->console);
+    for (line = n->console; line; line = strchr(line, '\n')) {
+        if (*line == '\n')
+            line++;
+        if (sscanf(line, "beat %u t=", &number) != 1 || !strstr(line, "witness=ok"))
+            continue;
+        last = number;
+        if (first)
+            break;
+    }
+    return last;
+}
+
+struct beats {
+    unsigned node, at_least;
+};
+
+static bool has_beats(void *arg)
+{
+    struct beats *b = arg;
+
+    return beat_of(b->node, false) >= b->at_least;
+}
+
+static void wait_beat(unsigned node, unsigned at_least)
+{
+    struct beats b = {.node = node, .at_least = at_least};
+
+    if (!rig_until(has_beats, &b, 60000))
+        ck_abort_msg("beat %u not seen on node %u, last is %u: %s", at_least, node, beat_of(node, false),
+                     rig->nodes[node].console);
+}
+
+static uint64_t save_seq(unsigned node, uint64_t epoch)
+{
+    static struct mst_status_area area;
+    struct mst_save_record record;
+    struct mst_vm_slot info;
+    struct mst_pub_head head;
+    int slot = rig_slot(node, "web01", epoch, &info);
+
+    rig_status(node, &area);
+    if (slot < 0 || mst_pub_pick(area.vms[slot].save, &head, &record, sizeof(record)) < 0)
+        return 0;
+    return record.seq;
+}
+
+static bool has_saves(void *arg)
+{
+    return save_seq(1, 5) >= *(uint64_t *)arg;
+}
+
+static Mainstay__SaveSource source_of(unsigned node, uint64_t epoch)
+{
+    Mainstay__SaveSource source = MAINSTAY__SAVE_SOURCE__INIT;
+
+    source.node = (char *)(node == 1 ? "n1" : "n2");
+    source.node_id = node;
+    source.instance = rig->nodes[node].instance;
+    source.epoch = epoch;
+    return source;
+}
+
+static unsigned started(void)
+{
+    static const char *const story[] = {"process.started", "vm.runs", "checkpoint.published", NULL};
+    uint64_t saves = 3;
+
+    ck_done_ok(rig_start(1, "web01", 5, MAINSTAY__PROTECT__PROTECT_LOCAL, "pages=64", NULL));
+    rig_wait_told(1, ".agent", story);
+    console_follow(1);
+    wait_beat(1, 3);
+    ck_assert(rig_until(has_saves, &saves, 60000));
+    return beat_of(1, false);
+}
+
+/* QEMU killed on one node; the guest goes on at its last checkpoint on another one, or in place. */
+START_TEST(a_guest_goes_on_where_its_checkpoint_was)
+{
+    const Mainstay__Done *done;
+    Mainstay__SaveSource source;
+    unsigned last, first, to = _i ? 1 : 2;
+
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    started();
+    ck_assert_int_eq(kill((pid_t)rig_pid_of(1, "vm/web01/qemu.pid"), SIGKILL), 0);
+    rig_wait_state(1, "web01", 5, MST_RUN_DEAD);
+    rig_run_ms(200);
+    last = beat_of(1, false);
+    source = source_of(1, 5);
+    ck_done_ok(rig_fence(1, "web01", 5));
+    done = rig_start(to, "web01", 6, MAINSTAY__PROTECT__PROTECT_LOCAL, "pages=64", &source);
+    ck_done_ok(done);
+    fprintf(stderr, "pulled %llu bytes in %llu us, checks %llu us, spawn %llu us, load %llu us\n",
+            (unsigned long long)done->start->bytes_pulled, (unsigned long long)done->start->pull_us,
+            (unsigned long long)done->start->verify_us, (unsigned long long)done->start->spawn_us,
+            (unsigned long long)done->start->load_us);
+    console_follow(to);
+    wait_beat(to, last + 3);
+    first = beat_of(to, true);
+    ck_assert_uint_gt(first, 1); /* not booted anew */
+    ck_assert_uint_le(first, last + 2);
+}
+END_TEST
+
+START_TEST(a_guest_that_was_saved_on_order_goes_on_elsewhere_without_a_lost_beat)
+{
+    Mainstay__OrderSave body = MAINSTAY__ORDER_SAVE__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+    const Mainstay__Done *done;
+    Mainstay__SaveSource source;
+    unsigned last, first;
+
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    started();
+    body.vm = (char *)"web01";
+    body.epoch = 5;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_SAVE;
+    env.order_save = &body;
+    done = rig_order(1, &env);
+    ck_done_ok(done);
+    source = source_of(1, 5);
+    source.has_min_seq = 1;
+    source.min_seq = done->save->seq;
+    rig_run_ms(200);
+    last = beat_of(1, false);
+    ck_done_ok(rig_fence(1, "web01", 5));
+    ck_done_ok(rig_start(2, "web01", 6, MAINSTAY__PROTECT__PROTECT_LOCAL, "pages=64", &source));
+    console_follow(2);
+    wait_beat(2, last + 3);
+    first = beat_of(2, true);
+    ck_assert_uint_ge(first, last); /* a line may have been cut by the move */
+    ck_assert_uint_le(first, last + 2);
+}
+END_TEST
+
+START_TEST(checkpoints_go_on_under_the_next_agent)
+{
+    uint64_t seq;
+    long pid;
+
+    rig_keeper_start(1);
+    started();
+    pid = rig_pid_of(1, "vm/web01/qemu.pid");
+    ck_assert_int_eq(kill((pid_t)rig_pid_of(1, "agent.pid"), SIGKILL), 0);
+    rig_run_ms(100);
+    seq = save_seq(1, 5) + 3;
+    ck_assert(rig_until(has_saves, &seq, 60000));
+    wait_beat(1, beat_of(1, false) + 3);
+    ck_assert_int_eq(rig_pid_of(1, "vm/web01/qemu.pid"), pid);
+}
+END_TEST
+
+START_TEST(a_guest_comes_back_from_what_a_killed_keeper_left)
+{
+    Mainstay__SaveSource source;
+    unsigned last;
+
+    rig_keeper_start(1);
+    started();
+    rig_run_ms(300);
+    last = beat_of(1, false);
+    rig_keeper_signal(1, SIGKILL);
+    rig_keeper_wait(1, 5000);
+    rig_keeper_start(1);
+    ck_assert_uint_eq(rig->nodes[1].hello->hello->n_held, 1);
+    source = source_of(1, 5);
+    ck_done_ok(rig_start(1, "web01", 6, MAINSTAY__PROTECT__PROTECT_LOCAL, "pages=64", &source));
+    console_follow(1);
+    wait_beat(1, last + 3);
+    ck_assert_uint_gt(beat_of(1, true), 1);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("real");
+    TCase *tc = tcase_create("real");
+    SRunner *runner;
+    int failed;
+
+    if (!rig_can_run()) {
+        fprintf(stderr, "SKIPPED: cgroup v2 is not writable here, and a keeper fences with it\n");
+        return 77;
+    }
+    tcase_set_timeout(tc, 240);
+    tcase_add_checked_fixture(tc, setup, rig_teardown);
+    tcase_add_loop_test(tc, a_guest_goes_on_where_its_checkpoint_was, 0, 2);
+    tcase_add_test(tc, a_guest_that_was_saved_on_order_goes_on_elsewhere_without_a_lost_beat);
+    tcase_add_test(tc, checkpoints_go_on_under_the_next_agent);
+    tcase_add_test(tc, a_guest_comes_back_from_what_a_killed_keeper_left);
+    suite_add_tcase(suite, tc);
+    runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    rig_sweep();
+    return failed ? 1 : 0;
+}

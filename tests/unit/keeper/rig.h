@@ -1,0 +1,90 @@
+#ifndef MST_TEST_RIG_H
+#define MST_TEST_RIG_H
+
+#include "fabric/fabric.h"
+#include "proto/frame.h"
+#include "shm/save.h"
+
+#include <stdbool.h>
+#include <uv.h>
+
+/* A small cluster on this host: real keepers (over the stand-in for RDMA) with the fake agent and QEMU; the test is their coordinator. All
+ * functions fail the running test when what they say does not come true. */
+
+#define RIG_NODES 2
+#define RIG_TERM  7u
+
+struct rig_node {
+    unsigned number; /* 1.. */
+    pid_t pid;       /* of the keeper, 0: none */
+    bool stopped;
+    struct mst_link *link; /* control, NULL: none */
+    mst_envelope *hello;   /* last Hello; NULL: none on this link yet */
+    uint64_t instance;
+    mst_envelope *done; /* answer to the last order */
+    uint64_t asked;
+    char console[1u << 20]; /* what OrderConsole brought */
+    size_t console_bytes;
+    mst_envelope *reports[64];
+    unsigned report_count, event_count, probes; /* probes: answers to nothing */
+    uint32_t last_event;
+    char main_storage[200], run_dir[200], cgroup[200];
+    unsigned memory_mib;
+};
+
+struct rig {
+    uv_loop_t loop;
+    struct mst_fabric *fabric;
+    bool silent;             /* the coordinator does not welcome anybody */
+    const char *config_more; /* further lines of every node.yaml; NULL: none */
+    bool second;             /* keepers know of a second coordinator, at rig_address(102), which is the test's business */
+    const char *agent, *qemu, *kernel; /* set by rig_setup; a test may replace them before it starts a keeper */
+    uint32_t vm_memory_mib;
+    char folder[96];
+    struct rig_node nodes[RIG_NODES + 1]; /* by number */
+};
+extern struct rig *rig;
+
+bool rig_can_run(void);                 /* cgroup v2 writable here; call it once, before the tests */
+void rig_sweep(void);                   /* after the tests: what failed ones left */
+const char *rig_address(unsigned host); /* on loopback, of this run of the test alone; static, the last four stay */
+void rig_setup(void);                   /* fixture: coordinator up, no keeper */
+void rig_teardown(void);
+void rig_keeper_start(unsigned node); /* and waits for its Hello */
+void rig_keeper_spawn(unsigned node); /* without waiting */
+void rig_keeper_signal(unsigned node, int sig);
+int rig_keeper_wait(unsigned node, int timeout_ms); /* until it ended: wait status */
+void rig_coordinator_down(void);
+void rig_coordinator_up(void);
+
+/* Runs the loop until check(arg) or the time is over; says which. */
+bool rig_until(bool (*check)(void *arg), void *arg, int timeout_ms);
+void rig_run_ms(int ms);
+
+/* Sends an order (instance and term are filled in unless set) and waits for its Done, which stays valid until the next order. */
+const Mainstay__Done *rig_order(unsigned node, mst_envelope *env);
+void rig_order_send(unsigned node, mst_envelope *env); /* without waiting */
+const Mainstay__Done *rig_order_wait(unsigned node, int timeout_ms);
+
+const Mainstay__Done *rig_start(unsigned node, const char *vm, uint64_t epoch, Mainstay__Protect protect, const char *append,
+                                const Mainstay__SaveSource *source);
+void rig_start_send(unsigned node, const char *vm, uint64_t epoch, Mainstay__Protect protect, const char *append,
+                    const Mainstay__SaveSource *source);
+const Mainstay__Done *rig_fence(unsigned node, const char *vm, uint64_t epoch);
+const Mainstay__Done *rig_forget(unsigned node, const char *vm, uint64_t epoch);
+
+/* Reads the node's status area as published. */
+void rig_status(unsigned node, struct mst_status_area *ret_area);
+/* Slot of (vm, epoch): its info; -1 when there is none. */
+int rig_slot(unsigned node, const char *vm, uint64_t epoch, struct mst_vm_slot *ret_info);
+void rig_wait_state(unsigned node, const char *vm, uint64_t epoch, unsigned state);
+uint64_t rig_memory_used(unsigned node);
+/* Maps a file of main storage. */
+uint8_t *rig_map(unsigned node, const char *name, size_t *ret_bytes);
+bool rig_file_there(unsigned node, const char *name);
+/* Waits until the events file of the keeper (tail "") or its agent (".agent") has these texts in lines one after the other; NULL ends. */
+void rig_wait_told(unsigned node, const char *tail, const char *const *texts);
+long rig_pid_of(unsigned node, const char *file); /* pid file in run-dir; 0: none */
+bool rig_alive(long pid);
+
+#endif

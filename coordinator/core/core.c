@@ -248,6 +248,8 @@ static void commit_failed(struct mst_core *core, int err, const char *text)
     if (core->reply_token != 0)
         core->io.reply(core->io.impl, core->reply_token, err, core->trouble);
     core->reply_token = 0;
+    if (core->pops_report)
+        core->reports[core->reports_head].token = 0; /* it waits and is decided on later; whoever told us has his answer */
 }
 
 void mst_core_committed(struct mst_core *core, const struct mst_time *now, int err, const char *text)

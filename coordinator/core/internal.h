@@ -274,6 +274,8 @@ struct held *held_find(struct node *node, const char *vm, uint64_t epoch);
 uint64_t vm_need_bytes(const struct vm *vm);
 uint64_t node_used_bytes(const struct mst_core *core, unsigned index);
 bool node_alive(const struct mst_core *core, unsigned index); /* link, and a beat that is neither frozen nor unreadable */
+bool agent_runs(const struct mst_core *core,
+                const struct node *node); /* it was seen to move since its keeper joined, and is not frozen */
 bool node_usable(const struct mst_core *core, unsigned index, const char **ret_why);
 bool node_has_open(const struct mst_core *core, uint32_t node_id, unsigned scopes); /* scopes: bits of enum mst_scope */
 int node_open(const struct mst_core *core, uint32_t node_id, unsigned scopes);      /* newest such recovery, -1 */

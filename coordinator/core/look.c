@@ -82,8 +82,7 @@ void mst_core_node(const struct mst_core *core, const struct mst_time *now, unsi
     ret->state = node_state(core, index);
     ret->instance = node->instance;
     ret->link = node->link;
-    ret->agent_up =
-        node->link != 0 && node->agent_up && mst_detect_agent(&node->detect, core->conf.agent_silent_ms) != MST_LIFE_FROZEN;
+    ret->agent_up = agent_runs(core, node);
     ret->drained = node->d.drained;
     ret->health = node->info.health;
     ret->vcpus = node->vcpus;

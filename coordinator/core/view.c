@@ -138,6 +138,12 @@ bool node_alive(const struct mst_core *core, unsigned index)
     return node->link != 0 && node->detect.any && life != MST_LIFE_FROZEN && life != MST_LIFE_UNREADABLE;
 }
 
+bool agent_runs(const struct mst_core *core, const struct node *node)
+{
+    return node->link != 0 && node->agent_up && node->detect.agent_moved &&
+           mst_detect_agent(&node->detect, core->conf.agent_silent_ms) != MST_LIFE_FROZEN;
+}
+
 static bool unsteady(const struct mst_core *core, const struct node *node)
 {
     uint64_t oldest_ms = node->joins_ms[core->conf.node_starts_max - 1];
@@ -162,8 +168,7 @@ bool node_usable(const struct mst_core *core, unsigned index, const char **ret_w
         why = "is failing";
     else if (node->d.drained && !MST_MUTANT(30))
         why = "is drained";
-    else if (!node->agent_up || !node->detect.agent_moved ||
-             mst_detect_agent(&node->detect, core->conf.agent_silent_ms) == MST_LIFE_FROZEN)
+    else if (!agent_runs(core, node))
         why = "its agent does not run";
     else if (node->fence_off_ms != 0 && core->now_ms - node->fence_off_ms < FENCE_OFF_MS)
         why = "its power may still be cut";

@@ -976,6 +976,26 @@ START_TEST(store_full_stops_decisions_without_effect)
 }
 END_TEST
 
+START_TEST(a_report_that_the_store_refused_is_answered_once_and_decided_later)
+{
+    struct world *w = one_vm(2);
+    struct mst_report report = {.kind = MST_FAULT_VM_EXITED, .node = "n1", .vm = "web01", .epoch = 1};
+    struct mst_time t = {.us = w->now_us, .wall_ms = 1};
+    int err = 0;
+
+    w->commit_err = -ENOSPC;
+    world_vm_die(w, 0, "web01");
+    mst_core_report(w->core, &t, w->nodes[0].link, ++w->next_token, &report);
+    world_run(w, 5000);
+    ck_assert(world_replied(w, w->next_token, &err));
+    ck_assert_int_eq(err, -ENOSPC);
+    w->commit_err = 0; /* the rig refuses a second answer */
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    ck_assert_uint_eq(world_recoveries(w), 1);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(a_store_that_does_not_answer_is_told_of_and_nothing_happens_meanwhile)
 {
     struct world *w = one_vm(2);
@@ -1129,6 +1149,7 @@ int main(void)
     tcase_add_test(tcase, a_new_coordinator_waits_for_its_nodes_before_it_suspects_them);
     tcase_add_test(tcase, a_vm_that_died_while_no_coordinator_looked_is_found);
     tcase_add_test(tcase, store_full_stops_decisions_without_effect);
+    tcase_add_test(tcase, a_report_that_the_store_refused_is_answered_once_and_decided_later);
     tcase_add_test(tcase, a_store_that_does_not_answer_is_told_of_and_nothing_happens_meanwhile);
     tcase_add_loop_test(tcase, store_that_fails_at_any_moment_never_leads_to_an_effect_without_its_row, 0, 12);
     tcase_add_test(tcase, what_a_returning_node_still_runs_under_an_old_epoch_is_stopped);

@@ -294,6 +294,29 @@ START_TEST(a_node_says_how_often_its_beat_was_read_and_the_longest_time_between_
 }
 END_TEST
 
+START_TEST(an_agent_is_said_to_run_once_it_was_seen_to_and_takes_vms_from_then_on)
+{
+    struct world *w = world_new(2);
+    struct mst_definition def = world_def("web01", 16, true);
+
+    world_define(w, &def);
+    world_node_kill(w, 0);
+    world_run(w, 1500);
+    world_node_return(w, 0, true);
+    w->nodes[0].agent_frozen = true; /* the new keeper says that there is one */
+    world_run(w, 1000);
+    ck_assert_uint_eq(node_look(w, 0).state, MST_NODE_UP);
+    ck_assert(!node_look(w, 0).agent_up);
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "web01", "n1"), -ENOSPC);
+    ck_assert_ptr_nonnull(strstr(world_reply_text(w), "n1: its agent does not run"));
+    w->nodes[0].agent_frozen = false;
+    world_run(w, 500);
+    ck_assert(node_look(w, 0).agent_up);
+    world_start_vm(w, "web01", "n1");
+    world_free(w);
+}
+END_TEST
+
 START_TEST(before_its_store_works_the_coordinator_takes_nobody)
 {
     struct world *w = world_new(2);
@@ -466,6 +489,7 @@ int main(void)
     tcase_add_test(tcase, a_hello_that_does_not_fit_the_configuration_is_refused_with_a_sentence);
     tcase_add_test(tcase, a_second_keeper_of_the_same_name_is_refused_while_the_first_beats);
     tcase_add_test(tcase, a_node_says_how_often_its_beat_was_read_and_the_longest_time_between_two_readings);
+    tcase_add_test(tcase, an_agent_is_said_to_run_once_it_was_seen_to_and_takes_vms_from_then_on);
     tcase_add_test(tcase, before_its_store_works_the_coordinator_takes_nobody);
     tcase_add_test(tcase, terms_grow_with_every_start);
     tcase_add_test(tcase, a_node_whose_keeper_crashes_again_and_again_gets_no_vms_for_a_while);

@@ -361,7 +361,7 @@ unsigned stage_node_proof(struct mst_core *core, enum mst_proof_kind kind, unsig
 void storm_begin(struct mst_core *core);                                /* after the rows are loaded */
 void storm_watch(struct mst_core *core);                                /* every tick, before anything is judged */
 bool storm_holds(const struct mst_core *core, char *text, size_t size); /* no node may be fenced now for being away */
-unsigned storm_accept(struct mst_core *core);                           /* the operator: go on; how many nodes are written off */
+void storm_accept(struct mst_core *core);                               /* the operator: go on; who is missing is written off */
 bool fence_turn(const struct mst_core *core, unsigned index, char *text, size_t size);
 bool start_ready(const struct mst_core *core, const struct rec *rec, unsigned i); /* its order could go out now */
 bool start_turn(const struct mst_core *core, const struct rec *rec, unsigned i, unsigned index, char *text, size_t size);

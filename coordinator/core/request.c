@@ -345,14 +345,12 @@ static bool confirm_dead(struct mst_core *core, struct queued_request *q, unsign
 /* Not durable: a coordinator that starts anew in the middle of it asks again. */
 static bool go_on(struct mst_core *core, struct queued_request *q)
 {
-    unsigned count;
+    char text[MST_TEXT_BYTES];
 
-    if (!core->frozen)
+    if (!storm_holds(core, text, sizeof(text)))
         return answer(core, q, 0, "nothing is held back");
-    count = storm_accept(core);
-    core_log(core, MST_LOG_WARNING, "the operator said go on: %u missing nodes are fenced, %u at a time", count,
-             core->conf.fences_max);
-    return answer(core, q, 0, "%u missing nodes are fenced one after the other", count);
+    storm_accept(core);
+    return answer(core, q, 0, "what is missing and has VMs is fenced now, no more than fences-max at a time");
 }
 
 static bool serve(struct mst_core *core, struct queued_request *q)

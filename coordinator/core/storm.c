@@ -156,21 +156,15 @@ bool storm_holds(const struct mst_core *core, char *text, size_t size)
     return true;
 }
 
-unsigned storm_accept(struct mst_core *core)
+void storm_accept(struct mst_core *core)
 {
-    unsigned count = 0;
-
     for (unsigned i = 0; i < core->nodes_count; i++) {
         struct node *node = &core->nodes[i];
 
-        if (!away(core, node, false) || !counts(core, node))
-            continue;
-        node->loss_accepted = true;
-        count++;
+        node->loss_accepted = node->loss_accepted || (away(core, node, false) && counts(core, node));
     }
     core->thawed_ms = 0;
     thaw(core);
-    return count;
 }
 
 /* --- fences --- */

@@ -118,6 +118,24 @@ START_TEST(when_one_of_the_vanished_nodes_is_back_the_other_is_fenced)
 }
 END_TEST
 
+START_TEST(the_operator_need_not_wait_for_the_grace_that_follows_a_mass_loss)
+{
+    struct world *w = two_of_three_cut(LONG_MS);
+    uint64_t back_us;
+
+    world_cut(w, 0, false);
+    while (!recovery_waits_for(w, "waits: most nodes were away until just now"))
+        world_run(w, WORLD_STEP_MS);
+    back_us = w->now_us;
+    ck_assert_int_eq(world_request(w, MST_REQ_GO_ON, "cluster", NULL), 0);
+    while (w->fence_asked == 0)
+        world_run(w, WORLD_STEP_MS);
+    ck_assert_uint_lt(w->now_us - back_us, UINT64_C(1000) * w->conf.keeper_return_ms / 2);
+    ck_assert_int_eq(nth_fence(w, 0), 1);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(a_vanished_node_that_is_confirmed_dead_leaves_one_that_is_fenced)
 {
     struct world *w = two_of_three_cut(LONG_MS);
@@ -498,6 +516,7 @@ int main(void)
     tcase_set_timeout(tcase, 60);
     tcase_add_loop_test(tcase, when_two_of_three_nodes_vanish_nobody_is_fenced_until_the_operator_says_so, 0, 2);
     tcase_add_test(tcase, when_one_of_the_vanished_nodes_is_back_the_other_is_fenced);
+    tcase_add_test(tcase, the_operator_need_not_wait_for_the_grace_that_follows_a_mass_loss);
     tcase_add_test(tcase, a_vanished_node_that_is_confirmed_dead_leaves_one_that_is_fenced);
     tcase_add_test(tcase, a_coordinator_that_starts_anew_among_vanished_nodes_fences_nobody_either);
     tcase_add_loop_test(tcase, nodes_that_are_noticed_one_after_the_other_have_still_vanished_at_once, 0, 4);

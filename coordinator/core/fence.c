@@ -287,9 +287,9 @@ static bool keeper_can_be_asked(const struct mst_core *core, const struct rec *r
     if (rec->d.scope == MST_SCOPE_NODE && rec->d.instance == node->instance && storm_holds(core, text, sizeof(text)))
         return false;
     /* A node taken for lost that is just being seen again: moving makes it a false alarm, which must not cost its VMs their lives.
-     * Once it was told to stop them, only its proof tells what became of them. */
+     * Once it was told to stop them, only its proof tells what became of them. Who was not read at all in that moment is asked: its power is next. */
     if (rec->d.scope == MST_SCOPE_NODE && rec->d.instance == node->instance && rec->fence_sent != node->instance &&
-        (life != MST_LIFE_UNREADABLE || seen_again(core, rec, node)))
+        (node_alive(core, index) || seen_again(core, rec, node)))
         return false;
     return true;
 }

@@ -819,6 +819,50 @@ static bool fence_asked(struct world *w, const void *unused)
     return w->fence_asked > 0;
 }
 
+/* A recovery was fencing n1 when its coordinator died. n1 calls the new one, which cannot read its memory. */
+static struct world *calls_anew_and_is_not_read(void)
+{
+    struct world *w = protected_vm(3);
+
+    w->power = POWER_FAILS;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 20000, fence_asked, NULL));
+    w->power = POWER_WORKS;
+    w->fence_asked = 0;
+    w->nodes[0].cut = false;
+    w->nodes[0].reads_fail = 1;
+    world_restart(w);
+    return w;
+}
+
+START_TEST(a_node_that_calls_a_new_coordinator_is_asked_to_stop_its_vms_before_its_power_is_cut)
+{
+    static const enum mst_order_type fence = MST_ORDER_FENCE;
+    struct world *w = calls_anew_and_is_not_read();
+
+    ck_assert(world_until(w, 10000, ordered, &fence));
+    world_run(w, 500);
+    w->nodes[0].reads_fail = 0;
+    ck_assert(world_until(w, 20000, runs_somewhere, "web01"));
+    ck_assert_uint_eq(w->fence_asked, 0);
+    resumed_from(w, 1, 7); /* from the memory that its power would have taken */
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_node_that_calls_a_new_coordinator_and_does_not_answer_loses_its_power)
+{
+    struct world *w = calls_anew_and_is_not_read();
+
+    w->nodes[0].no_fence_answer = true;
+    ck_assert(world_until(w, 10000, fence_asked, NULL));
+    ck_assert_uint_gt(world_orders(w, MST_ORDER_FENCE, "web01"), 0);
+    ck_assert(world_until(w, 20000, runs_somewhere, "web01"));
+    ck_assert_int_ne(world_where(w, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
 static bool fence_ordered_again(struct world *w, const void *count)
 {
     return world_orders(w, MST_ORDER_FENCE, "web01") > *(const unsigned *)count;
@@ -911,6 +955,8 @@ int main(void)
     tcase_add_test(tcase, a_node_whose_slots_are_read_after_the_verdict_is_not_told_to_stop_before_its_beat_is_read);
     tcase_add_test(tcase, a_node_whose_slots_alone_are_read_is_given_up_all_the_same);
     tcase_add_test(tcase, a_connected_node_that_was_not_read_since_our_own_pause_keeps_its_power);
+    tcase_add_test(tcase, a_node_that_calls_a_new_coordinator_is_asked_to_stop_its_vms_before_its_power_is_cut);
+    tcase_add_test(tcase, a_node_that_calls_a_new_coordinator_and_does_not_answer_loses_its_power);
     tcase_add_loop_test(tcase, a_decision_that_a_keeper_has_heard_of_and_the_store_lacks_shows_an_old_copy, 0, 8);
     tcase_add_loop_test(tcase, a_term_of_the_past_that_somebody_else_had_shows_an_old_copy, 0, 2);
     tcase_add_test(tcase, who_counts_no_decisions_is_no_witness);

@@ -349,6 +349,23 @@ static const struct rec *rec_to_fence(const struct mst_core *core, unsigned inde
     return lost >= 0 && core->recs[lost].d.state == MST_REC_FENCING && fence_needed(core, index) ? &core->recs[lost] : NULL;
 }
 
+/* The first rung is being tried: for somebody whose VMs are there the keeper can be asked, and has not failed to answer yet. */
+static bool keeper_is_first(const struct mst_core *core, unsigned index)
+{
+    for (unsigned i = 0; i < core->recs_end; i++) {
+        const struct rec *rec = &core->recs[i];
+        bool there = false;
+
+        if (!rec->used || rec->d.state != MST_REC_FENCING || rec->fence_tries > 0)
+            continue;
+        for (unsigned k = 0; k < rec->vms_count; k++)
+            there |= needs_fence(rec, core, k) && core->vms[rec->vms[k].vm].d.node_id == core->nodes[index].conf.id;
+        if (there && (rec->fence_order != 0 || keeper_can_be_asked(core, rec, index)))
+            return true;
+    }
+    return false;
+}
+
 static bool power_is_next(const struct mst_core *core, const struct rec *rec, unsigned index)
 {
     const struct node *node = &core->nodes[index];
@@ -356,8 +373,8 @@ static bool power_is_next(const struct mst_core *core, const struct rec *rec, un
     /* A proof by the keeper as well: cutting the power now would take the saves of VMs that are known to have stopped. */
     if (node->fencing || core->now_ms < node->fence_next_ms || any_proof_waits(core, index) || txn_moves(core, rec))
         return false;
-    if (rec->fence_order != 0 || (keeper_can_be_asked(core, rec, index) && rec->fence_tries == 0))
-        return false; /* the first rung is being tried */
+    if (rec->fence_order != 0 || keeper_is_first(core, index))
+        return false;
     if (seen_again(core, rec, node) && rec->fence_sent != node->instance)
         return false;
     /* Otherwise it is being seen again: rec_fence_step decides. */

@@ -863,6 +863,23 @@ START_TEST(a_node_that_calls_a_new_coordinator_and_does_not_answer_loses_its_pow
 }
 END_TEST
 
+/* The VM belongs to a recovery of its own, so that of its node has nobody to ask the keeper about. */
+START_TEST(a_node_that_never_answers_for_a_vm_of_another_recovery_loses_its_power)
+{
+    struct world *w = protected_vm(3);
+
+    w->nodes[0].no_fence_answer = true;
+    world_report(w, MST_FAULT_VM_SILENT, 0, "web01");
+    world_run(w, 1000);
+    ck_assert_uint_gt(world_orders(w, MST_ORDER_FENCE, "web01"), 0);
+    w->nodes[0].reads_fail = 1; /* its link stays */
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    ck_assert(world_until(w, 20000, runs_somewhere, "web01"));
+    ck_assert_int_ne(world_where(w, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
 static bool fence_ordered_again(struct world *w, const void *count)
 {
     return world_orders(w, MST_ORDER_FENCE, "web01") > *(const unsigned *)count;
@@ -957,6 +974,7 @@ int main(void)
     tcase_add_test(tcase, a_connected_node_that_was_not_read_since_our_own_pause_keeps_its_power);
     tcase_add_test(tcase, a_node_that_calls_a_new_coordinator_is_asked_to_stop_its_vms_before_its_power_is_cut);
     tcase_add_test(tcase, a_node_that_calls_a_new_coordinator_and_does_not_answer_loses_its_power);
+    tcase_add_test(tcase, a_node_that_never_answers_for_a_vm_of_another_recovery_loses_its_power);
     tcase_add_loop_test(tcase, a_decision_that_a_keeper_has_heard_of_and_the_store_lacks_shows_an_old_copy, 0, 8);
     tcase_add_loop_test(tcase, a_term_of_the_past_that_somebody_else_had_shows_an_old_copy, 0, 2);
     tcase_add_test(tcase, who_counts_no_decisions_is_no_witness);

@@ -482,7 +482,7 @@ void mst_controls_probe(struct mst_keeper *k)
 
     mst_done_fill(&done, 0, NULL);
     for (unsigned i = 0; k->controls && i < k->controls->count; i++)
-        if (k->controls->list[i].state == CONTROL_WELCOMED)
+        if (k->controls->list[i].state >= CONTROL_GREETED) /* its Hello may have arrived, and the Welcome never */
             (void)mst_control_send(&k->controls->list[i], &env);
 }
 

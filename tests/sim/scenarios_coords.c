@@ -322,17 +322,20 @@ static void scenario_88_a_node_whose_coordinator_vanished_before_it_gave_a_lease
 
     stage(2, 1);
     node = &W->hosts[!host_of("vm0")->index];
-    sim_keeper_kill(node, 300);
-    sim_run_ms(100);
-    EXPECT(!linked(node), "the coordinator has not heard of a keeper's death");
-    for (unsigned i = 0; i < 3000 && !linked(node); i++)
-        sim_run_ms(1);
-    EXPECT(linked(node), "its next keeper has not called");
-    coord_off(W->coords[0]);
-    sim_run_ms(2000);
-    coord_on(W->coords[0]);
-    sim_run_ms(15000);
-    EXPECT(linked(node), "it has not noticed that its coordinator was away");
+    for (uint32_t answered = 0; answered < 2; answered++) { /* its Hello: the Welcome is on its way, or there */
+        sim_keeper_kill(node, 300);
+        sim_run_ms(100);
+        EXPECT(!linked(node), "the coordinator has not heard of a keeper's death");
+        for (unsigned i = 0; i < 300000 && !linked(node); i++)
+            sim_run_until(K.now_ns + SIM_MS / 100);
+        EXPECT(linked(node), "its next keeper has not called");
+        sim_run_ms(answered);
+        coord_off(W->coords[0]);
+        sim_run_ms(2000);
+        coord_on(W->coords[0]);
+        sim_run_ms(15000);
+        EXPECT(linked(node), "it has not noticed that its coordinator was away");
+    }
     well();
 }
 

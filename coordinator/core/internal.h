@@ -257,7 +257,7 @@ struct mst_core {
     uint64_t store_next_ms;
     uint32_t store_failures;
     char trouble[MST_TEXT_BYTES * 2];
-    char outdated[MST_TEXT_BYTES * 2]; /* our store is an old copy: why; nothing is decided any more */
+    char outdated[MST_TEXT_BYTES * 3]; /* our store is an old copy: why; nothing is decided any more */
     char last_failed_log[MST_TEXT_BYTES];
     bool frozen;                          /* most nodes vanished at once: nothing is fenced */
     char frozen_text[MST_TEXT_BYTES * 2]; /* why, in words */

@@ -63,9 +63,12 @@ static bool old_copy(const struct mst_core *core, const struct mst_hello *hello,
     bool others = hello->highest_term != 0 && hello->highest_term_by != 0 && mark && mark->coordinator != hello->highest_term_by;
     bool later = hello->highest_decision > last && !MST_MUTANT(50);
 
-    if (newer || others)
+    if (newer)
         mst_why_set(why, -ESTALE, "node %s has seen term %" PRIu64 " of another coordinator, this one has term %" PRIu64,
                     hello->node, hello->highest_term, core->meta.term);
+    else if (others)
+        mst_why_set(why, -ESTALE, "node %s has seen term %" PRIu64 " of coordinator %016" PRIx64 ", here it was %016" PRIx64 "'s",
+                    hello->node, hello->highest_term, hello->highest_term_by, mark->coordinator);
     else if (later)
         mst_why_set(why, -ESTALE,
                     "node %s has heard of decision %" PRIu64 " in term %" PRIu64 ", this store has none there after %" PRIu64,
@@ -73,7 +76,9 @@ static bool old_copy(const struct mst_core *core, const struct mst_hello *hello,
     return newer || others || later;
 }
 
-/* Whoever acts on an old copy of the store gives epochs that were given before, and shoots nodes for what they ran long ago. */
+/* Whoever acts on an old copy of the store gives epochs that were given before, and shoots nodes for what they ran long ago. Which of two stores is the old
+ * one cannot be seen from here: a node that has forgotten, or was alone, may have followed a copy, and what that one decided counts here for nothing. So
+ * nobody decides but the operator. */
 static bool outdated(struct mst_core *core, const struct mst_hello *hello)
 {
     struct mst_why why = {0};
@@ -82,9 +87,10 @@ static bool outdated(struct mst_core *core, const struct mst_hello *hello)
         return core_outdated(core);
     text_set(
         core->outdated, sizeof(core->outdated),
-        "%s: its store is an old copy (or two coordinators run). Nothing is decided. Start it with the newest store, or, when "
-        "that is lost, restart all keepers (their VMs end) and then the coordinator",
-        why.text);
+        "%s: its store is an old copy, or one has led that node (or two coordinators run). Nothing is decided. Start it with the "
+        "newest store. If this is the newest, restart the keeper of node %s, if the newest is lost, all keepers (their VMs end); "
+        "then the coordinator",
+        why.text, hello->node);
     core_log(core, MST_LOG_ERROR, "%s", core->outdated);
     for (unsigned i = 0; i < core->nodes_count; i++) {
         power_cancel(core, i);

@@ -953,6 +953,10 @@ bool oracle_all_well(char *text, size_t size)
         snprintf(text, size, "no coordinator is up");
         return false;
     }
+    if (strstr(mst_core_trouble(core), "old copy")) { /* all may run, but the next fault finds nobody who decides */
+        snprintf(text, size, "coordinator %u says: %s", coord->index + 1, mst_core_trouble(core));
+        return false;
+    }
     for (unsigned i = 0; i < O.vms_count; i++) {
         const struct ovm *vm = &O.vms[i];
         struct mst_vm_look look;

@@ -7,6 +7,7 @@
 #include "tests/sim/story.h"
 
 #include "coordinator/core/plan.h"
+#include "node/keeper/keeper.h"
 #include "shm/layout.h"
 
 #include <errno.h>
@@ -530,6 +531,49 @@ static void scenario_22_an_old_copy_stays_one_however_often_it_is_started(void)
     sim_run_ms(6000);
     refuses(coord, orders);
     well();
+}
+
+static void cut_from_coordinator(const struct sim_coord *coord, const struct sim_host *but, bool on)
+{
+    for (unsigned i = 0; i < W->conf.nodes; i++) {
+        if (i != but->index)
+            W->net.blocked[i][coord->host->index] = W->net.blocked[coord->host->index][i] = on;
+    }
+}
+
+/* A keeper that has just started, and so has forgotten all, calls an old copy before the others do. When the newest store is back, that node speaks against
+ * it. Only the operator can know which is which: he is told what to do, does it (sim_until_well), and all goes on. The copy is started as often as the newest
+ * store, or more often. */
+static void scenario_22_a_node_that_an_old_copy_led_is_taken_back_by_the_operator(void)
+{
+    struct sim_coord *coord;
+    struct sim_store *copy;
+    struct sim_host *led;
+    char told[64];
+
+    stage(3, 1);
+    coord = W->coords[0];
+    led = &W->hosts[(host_of("vm0")->index + 1) % 3];
+    copy = sim_store_copy(coord->store);
+    sim_run_ms(5000); /* the others have heard of what the copy lacks: the newest leases */
+    cut_from_coordinator(coord, led, true);
+    sim_keeper_kill(led, 500);
+    sim_old_copy(coord, copy);
+    sim_run_ms(1500);
+    if (sim_dice(2)) {
+        sim_coord_kill(coord, 200);
+        sim_run_ms(1500);
+    }
+    EXPECT(led->k && mst_guard_term(led->k->guard) > sim_store_meta(copy)->term, "%s did not follow the old copy", led->name);
+    sim_newest_store(coord);
+    cut_from_coordinator(coord, led, false);
+    sim_run_ms(3000);
+    snprintf(told, sizeof(told), "restart the keeper of node %s,", led->name);
+    EXPECT(sim_coord_core(coord) && strstr(mst_core_trouble(sim_coord_core(coord)), told), "it does not say \"%s\" but \"%s\"",
+           told, sim_coord_core(coord) ? mst_core_trouble(sim_coord_core(coord)) : "");
+    well();
+    EXPECT(sim_coord_core(coord) && mst_core_trouble(sim_coord_core(coord))[0] == '\0', "the operator did as told, and still: %s",
+           sim_coord_core(coord) ? mst_core_trouble(sim_coord_core(coord)) : "");
 }
 
 /* The other way round: what became durable and was told to nobody, and what was told and is durable, is no old copy. */
@@ -1159,6 +1203,7 @@ static const struct scenario scenarios[] = {
     ROW(scenario_22_coordinator_on_an_old_copy_refuses_to_decide),
     ROW(scenario_22_an_old_copy_of_the_present_term_is_noticed),
     ROW(scenario_22_an_old_copy_stays_one_however_often_it_is_started),
+    ROW(scenario_22_a_node_that_an_old_copy_led_is_taken_back_by_the_operator),
     ROW(scenario_22_restarts_in_the_midst_of_decisions_go_on),
     ROW(scenario_22_epochs_that_nodes_hold_are_taken_over),
     ROW(scenario_24_clock_steps_and_drift_are_no_fault),

@@ -458,12 +458,7 @@ static void undo_event(void *arg)
         sim_coord_disk_goes_on(coord);
         break;
     case FAULT_OLD_COPY:
-        oracle_old_copy(coord);
-        if (coord->on_old_copy) {
-            sim_coord_kill(coord, 300);
-            coord->store = coord->set_aside;
-            coord->on_old_copy = false;
-        }
+        sim_newest_store(coord);
         break;
     case FAULT_FENCE_MODE:
         host->power = POWER_WORKS;
@@ -603,6 +598,16 @@ void sim_old_copy(struct sim_coord *coord, const struct sim_store *copy)
     coord->set_aside = coord->store;
     coord->store = sim_store_copy(copy);
     coord->on_old_copy = true;
+}
+
+void sim_newest_store(struct sim_coord *coord)
+{
+    oracle_old_copy(coord);
+    if (!coord->on_old_copy)
+        return;
+    sim_coord_kill(coord, 300);
+    coord->store = coord->set_aside;
+    coord->on_old_copy = false;
 }
 
 /* An operator's mistake: the coordinator is started on a copy of its store, from before its last start or not, while the nodes know better. */
@@ -881,17 +886,30 @@ void sim_mend(void)
     for (unsigned i = 0; i < W->conf.coords; i++) {
         struct sim_coord *coord = W->coords[i];
 
-        oracle_old_copy(coord);
-        if (coord->on_old_copy) {
-            sim_coord_kill(coord, 300);
-            coord->store = coord->set_aside;
-            coord->on_old_copy = false;
-        }
+        sim_newest_store(coord);
         sim_coord_disk_goes_on(coord);
         if (!coord->host->coord.alive)
             sim_coord_kill(coord, 300);
     }
     sim_say("everything is mended");
+}
+
+/* The newest store is back, and a node was led by the old copy meanwhile: the operator knows which is which, and does what he is told. */
+static void end_mistake(struct sim_coord *coord)
+{
+    static const char told[] = "restart the keeper of node ";
+    const char *at = strstr(mst_core_trouble(sim_coord_core(coord)), told);
+
+    for (unsigned i = 0; at && i < W->conf.nodes; i++) {
+        const char *name = W->hosts[i].name;
+        size_t len = strlen(name);
+
+        if (strncmp(at + sizeof(told) - 1, name, len) != 0 || at[sizeof(told) - 1 + len] != ',')
+            continue;
+        sim_keeper_kill(&W->hosts[i], 500);
+        sim_coord_kill(coord, 1000);
+        return;
+    }
 }
 
 /* What an operator does who sees that something is not well. */
@@ -914,6 +932,9 @@ static void operator_round(unsigned round)
         if (look.row->phase == MST_VM_HELD)
             (void)sim_operator(MST_REQ_START, W->vms[i].name, NULL, NULL);
     }
+    coord = sim_coord_leader();
+    if (coord)
+        end_mistake(coord);
     (void)round;
 }
 
@@ -924,6 +945,8 @@ static bool only_unplaceable(void)
     struct mst_core *core = coord ? sim_coord_core(coord) : NULL;
     struct mst_recovery_look recovery;
 
+    if (core && strstr(mst_core_trouble(core), "old copy"))
+        return false;
     for (unsigned i = 0; core && i < W->conf.vms; i++) {
         struct mst_vm_look look;
 

@@ -100,6 +100,7 @@ void sim_fault_apply(const struct sim_fault *fault);
 struct sim_coord;
 struct sim_store;
 void sim_old_copy(struct sim_coord *coord, const struct sim_store *copy); /* it is started on one, by the operator's mistake */
+void sim_newest_store(struct sim_coord *coord);                           /* the mistake is over, if there was one */
 void sim_mend(void);                                                      /* undoes all there is, at once */
 void sim_until_well(uint32_t max_ms);                                     /* breach LIVE when it does not become so */
 void sim_run_ms(uint32_t ms);

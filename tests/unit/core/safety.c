@@ -575,6 +575,40 @@ START_TEST(a_term_of_the_past_that_somebody_else_had_shows_an_old_copy)
 }
 END_TEST
 
+/* A node that had forgotten all was led by an old copy, and the newest store is back: nobody but the operator can know that it is. The node has seen a term
+ * that this store gave to another, or one that it has not reached, or a decision that it has not. Following the sentence helps, and nothing less does. */
+START_TEST(a_node_that_an_old_copy_led_is_named_and_taken_back_once_its_keeper_is_restarted)
+{
+    struct world *w = protected_vm(3);
+    struct mst_hello *hello = &w->nodes[1].hello;
+
+    world_restart(w);
+    world_run(w, 1500);
+    if (_i == 0)
+        hello->highest_term_by += 1000;
+    else if (_i == 1)
+        hello->highest_term += 1;
+    else
+        hello->highest_decision = mst_core_decision(w->core) + 30;
+    world_restart(w);
+    world_run(w, 1500);
+    ck_assert_ptr_nonnull(strstr(mst_core_trouble(w->core), "old copy"));
+    ck_assert_ptr_nonnull(strstr(mst_core_trouble(w->core), "or one has led that node"));
+    ck_assert_ptr_nonnull(strstr(mst_core_trouble(w->core), "If this is the newest, restart the keeper of node n2,"));
+    ck_assert_ptr_nonnull(strstr(mst_core_trouble(w->core), "then the coordinator"));
+    world_restart(w);
+    world_run(w, 1500);
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web01", NULL), -ESTALE);
+    world_node_kill(w, 1);
+    world_node_return(w, 1, true);
+    world_restart(w);
+    world_run(w, 1500);
+    ck_assert_str_eq(mst_core_trouble(w->core), "");
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web01", NULL), 0);
+    world_free(w);
+}
+END_TEST
+
 /* An upgrade, and a keeper of before it. */
 START_TEST(who_counts_no_decisions_is_no_witness)
 {
@@ -977,6 +1011,7 @@ int main(void)
     tcase_add_test(tcase, a_node_that_never_answers_for_a_vm_of_another_recovery_loses_its_power);
     tcase_add_loop_test(tcase, a_decision_that_a_keeper_has_heard_of_and_the_store_lacks_shows_an_old_copy, 0, 8);
     tcase_add_loop_test(tcase, a_term_of_the_past_that_somebody_else_had_shows_an_old_copy, 0, 2);
+    tcase_add_loop_test(tcase, a_node_that_an_old_copy_led_is_named_and_taken_back_once_its_keeper_is_restarted, 0, 3);
     tcase_add_test(tcase, who_counts_no_decisions_is_no_witness);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);

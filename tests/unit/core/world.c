@@ -880,7 +880,7 @@ void world_node_return(struct world *w, unsigned node, bool earlier_dead)
     n->up = n->powered = true;
     n->frozen = n->agent_frozen = false;
     n->hello.instance++;
-    n->hello.highest_term = n->hello.highest_term_by = 0;
+    n->hello.highest_term = n->hello.highest_term_by = n->hello.highest_decision = 0;
     n->hello.earlier_vms_dead = earlier_dead;
     n->beat = n->agent_beat = 0;
     join(w, node);

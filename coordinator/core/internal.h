@@ -51,10 +51,11 @@
 #define STORE_RETRY_MAX_MS    5000u
 #define STORE_SLOW_MS         2000u /* a transaction that takes longer is told of */
 #define HELD_RETRY_MS         1000u
-#define SAVE_RETRY_MS         30000u  /* a VM that could not be saved runs on; then it is tried again */
-#define SEEN_AGAIN_MS         1000u   /* from a Hello until beats are read */
-#define OWN_PAUSE_MS          1000u   /* a gap between our ticks that means we were paused */
-#define AGENT_TRIES_MAX       3u      /* restarts of one agent ... */
+#define SAVE_RETRY_MS         30000u /* a VM that could not be saved runs on; then it is tried again */
+#define SEEN_AGAIN_MS         1000u  /* from a Hello until beats are read */
+#define FLAPPING_MS           15000u /* who was unreachable until so short a time ago gets VMs when no other node can take them */
+#define OWN_PAUSE_MS          1000u  /* a gap between our ticks that means we were paused */
+#define AGENT_TRIES_MAX       3u     /* restarts of one agent ... */
 #define AGENT_TRIES_WINDOW_MS 300000u /* ... in this time */
 #define MASS_WINDOW_MS        60000u  /* nodes lost within this time went at once */
 #define MASS_LOSS_MIN         2u
@@ -117,6 +118,7 @@ struct node {
     char fence_text[MST_TEXT_BYTES];
     uint64_t agent_restarts_ms[AGENT_TRIES_MAX]; /* newest first */
     bool usable_before;
+    uint64_t unreached_ms; /* when this keeper was last judged unreachable, 0: never */
     /* mass loss */
     uint64_t well_ms;   /* when it was last seen to be well, 0: not in this run */
     bool mass_lost;     /* one of those that vanished at once */

@@ -174,6 +174,7 @@ int mst_core_hello(struct mst_core *core, const struct mst_time *now, uint64_t l
         memmove(&node->joins_ms[1], &node->joins_ms[0], sizeof(node->joins_ms) - sizeof(node->joins_ms[0]));
         node->joins_ms[0] = core->now_ms;
         node->agent_up = false;
+        node->unreached_ms = 0;
         memset(&node->info, 0, sizeof(node->info));
         memset(node->agent_restarts_ms, 0, sizeof(node->agent_restarts_ms));
     }

@@ -120,6 +120,8 @@ void judge_nodes(struct mst_core *core)
         bool usable = node_usable(core, i, NULL);
 
         missed_exits(core, i);
+        if (kind == MST_FAULT_NODE_UNREACHABLE)
+            node->unreached_ms = core->now_ms;
         if (usable != node->usable_before) {
             node->usable_before = usable;
             core->view_generation++;

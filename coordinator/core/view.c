@@ -272,6 +272,10 @@ static void plan_vm_fill(const struct mst_core *core, const struct rec *rec, con
         ret->prefer_id = rvm->from_node_id;
     if (elsewhere && !elsewhere_only)
         ret->fallback_id = rvm->from_node_id;
+    for (unsigned i = 0; i < core->nodes_count; i++) { /* a link that flaps is up whenever one looks */
+        if (core->nodes[i].unreached_ms != 0 && core->now_ms - core->nodes[i].unreached_ms < FLAPPING_MS)
+            ret->avoid |= UINT64_C(1) << i;
+    }
     if (rvm->how == MST_HOW_BOOT && from >= 0) { /* what it left behind is dropped before it boots there */
         for (unsigned i = 0; i < core->nodes[from].held_count; i++) {
             if (strcmp(core->nodes[from].held[i].s.vm, vm->d.name) != 0)

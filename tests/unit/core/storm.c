@@ -451,6 +451,29 @@ START_TEST(a_link_that_flaps_moves_a_vm_once_at_most)
 }
 END_TEST
 
+/* As seen in the lab: its memory cannot be read for a while, its control link holds, and all is well whenever it is decided who takes its VM. */
+START_TEST(a_node_that_was_unreachable_a_moment_ago_takes_vms_only_when_nobody_else_can)
+{
+    struct world *w = world_of(2, 1);
+
+    if (_i == 1)
+        ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    w->nodes[0].reads_fail = 1;
+    w->nodes[0].orders_wait = true;
+    while (world_orders(w, MST_ORDER_FENCE, "web1") == 0)
+        world_run(w, WORLD_STEP_MS);
+    w->nodes[0].reads_fail = 0;
+    world_run(w, 500);
+    w->nodes[0].orders_wait = false;
+    while (world_epoch(w, "web1") == 1)
+        world_run(w, WORLD_STEP_MS);
+    ck_assert(world_until(w, 20000, runs_somewhere, "web1"));
+    ck_assert_uint_eq(world_epoch(w, "web1"), 2);
+    ck_assert_int_eq(world_where(w, "web1") == 0, _i == 1);
+    world_free(w);
+}
+END_TEST
+
 /* --- a VM that keeps crashing --- */
 
 static struct world *crashing_vm(uint32_t restarts_max, uint32_t window_s)
@@ -532,6 +555,7 @@ int main(void)
     tcase_add_test(tcase, no_more_starts_are_under_way_to_a_node_than_allowed_and_the_important_go_first);
     tcase_add_loop_test(tcase, a_start_that_waits_for_its_turn_survives_a_restart_of_the_coordinator, 0, 4);
     tcase_add_loop_test(tcase, a_link_that_flaps_moves_a_vm_once_at_most, 0, 3);
+    tcase_add_loop_test(tcase, a_node_that_was_unreachable_a_moment_ago_takes_vms_only_when_nobody_else_can, 0, 2);
     tcase_add_loop_test(tcase, a_vm_that_keeps_crashing_is_held_after_its_own_limit, 1, 4);
     tcase_add_test(tcase, crashes_further_apart_than_the_window_do_not_hold_a_vm);
     suite_add_tcase(suite, tcase);

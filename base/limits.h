@@ -31,8 +31,13 @@
 #define MST_LEASE_MS_MIN      5000u       /* node/keeper/lease.h says what it has to pay for */
 #define MST_LEASE_MS_MAX      300000u
 #define MST_WATCHDOG_S_MAX    600u
+#define MST_MANAGE_ASK_MS                                                                                                        \
+    1000u /* a question to a management address: its deadline, and how often a node that is missed is asked */
 
 static_assert(MST_VMS_PER_NODE <= 64, "one bit of a 64-bit word for each VM slot");
+static_assert(
+    MST_LEASE_MS_MIN > 3 * MST_MANAGE_ASK_MS,
+    "the shortest lease that is renewed with a question, for the beat of the answer before, outlasts one question that is lost");
 static_assert(MST_READ_BYTES_MAX % MST_PAGE_BYTES == 0, "a work request covers whole pages");
 
 #endif

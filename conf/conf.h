@@ -14,6 +14,7 @@
 
 #define MST_NODE_PORT           7471u /* default ports */
 #define MST_COORDINATOR_PORT    7470u
+#define MST_MANAGEMENT_PORT     7472u
 #define MST_COORDINATORS_MAX    8 /* a node knows of */
 #define MST_NODE_MEMORY_MIB_MAX 16777216u
 #define MST_NODE_VCPUS_MAX      4096u
@@ -23,9 +24,15 @@
 #define MST_ETCD_ENDPOINTS_MAX  9
 #define MST_DRILL_FAULTS_MAX    256
 
+struct mst_management_conf { /* TCP, beside the RDMA network */
+    char *address;
+    uint16_t port;
+};
+
 struct mst_coordinator_addr {
     char *address;
     uint16_t port;
+    char *management_address; /* where its questions to our management address come from; default address */
 };
 
 struct mst_watchdog_conf {
@@ -50,6 +57,7 @@ struct mst_node_conf {
     char *accel;                                              /* auto, kvm, tcg */
     char *on_lease_lost;                                      /* stop, run-on */
     struct mst_watchdog_conf *watchdog;                       /* NULL: none */
+    struct mst_management_conf *management;                   /* NULL: none */
 };
 int mst_node_conf_load(const char *path, struct mst_node_conf **ret_conf, struct mst_why *why);
 void mst_node_conf_free(struct mst_node_conf *conf);
@@ -67,8 +75,9 @@ struct mst_member_conf { /* a node that may join */
     uint32_t id;
     char *address;
     uint16_t port;
-    uint32_t watchdog_proof_ms;   /* its watchdog resets it within this: the end of its lease is a proof. 0: is none */
-    struct mst_fence_conf *fence; /* NULL: only an operator can confirm its death; the coordinator warns at start */
+    uint32_t watchdog_proof_ms;             /* its watchdog resets it within this: the end of its lease is a proof. 0: is none */
+    struct mst_fence_conf *fence;           /* NULL: only an operator can confirm its death; the coordinator warns at start */
+    struct mst_management_conf *management; /* NULL: none */
 };
 struct mst_etcd_conf {
     char **endpoints; /* "http://10.7.0.101:2379" */

@@ -16,12 +16,19 @@ static const cyaml_schema_field_t fence_fields[] = {
     CYAML_FIELD_END,
 };
 
+static const cyaml_schema_field_t management_fields[] = {
+    CYAML_FIELD_STRING_PTR("address", REQUIRED, struct mst_management_conf, address, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_UINT("port", CYAML_FLAG_OPTIONAL, struct mst_management_conf, port),
+    CYAML_FIELD_END,
+};
+
 static const cyaml_schema_field_t member_fields[] = {
     CYAML_FIELD_STRING_PTR("name", REQUIRED, struct mst_member_conf, name, 0, CYAML_UNLIMITED),
     CYAML_FIELD_UINT("id", CYAML_FLAG_DEFAULT, struct mst_member_conf, id),
     CYAML_FIELD_STRING_PTR("address", REQUIRED, struct mst_member_conf, address, 0, CYAML_UNLIMITED),
     CYAML_FIELD_UINT("port", CYAML_FLAG_OPTIONAL, struct mst_member_conf, port),
     CYAML_FIELD_UINT("watchdog-proof-ms", CYAML_FLAG_OPTIONAL, struct mst_member_conf, watchdog_proof_ms),
+    CYAML_FIELD_MAPPING_PTR("management", CYAML_FLAG_OPTIONAL, struct mst_member_conf, management, management_fields),
     CYAML_FIELD_MAPPING_PTR("fence", CYAML_FLAG_OPTIONAL, struct mst_member_conf, fence, fence_fields),
     CYAML_FIELD_END,
 };
@@ -104,6 +111,8 @@ static const struct mst_rule rules[] = {
     {"nodes[].address", MST_RULE_ADDRESS, 0, 0, NULL},
     {"nodes[].port", MST_RULE_NUMBER, 1, UINT16_MAX, NULL},
     {"nodes[].watchdog-proof-ms", MST_RULE_NUMBER, 1000, MST_WATCHDOG_S_MAX * 1000, NULL},
+    {"nodes[].management.address", MST_RULE_ADDRESS, 0, 0, NULL},
+    {"nodes[].management.port", MST_RULE_NUMBER, 1, UINT16_MAX, NULL},
     {"nodes[].fence.agent", MST_RULE_TOKEN, 1, 255, "_-./"},
     {NULL, 0, 0, 0, NULL},
 };
@@ -143,6 +152,31 @@ static int check_lease(const struct mst_yaml *yaml, const struct mst_coordinator
             continue;
         snprintf(key, sizeof(key), "nodes[%u].watchdog-proof-ms", i);
         return mst_yaml_refuse(yaml, why, key, "there are no leases (lease-ms is 0), so none can run out");
+    }
+    return 0;
+}
+
+/* Answers count for keeper-silent-ms: a node that is asked every second must have had the time to give one more. */
+static int check_management(const struct mst_yaml *yaml, const struct mst_coordinator_conf *conf, struct mst_why *why)
+{
+    char key[MST_YAML_PATH];
+
+    for (unsigned i = 0; i < conf->nodes_count; i++) {
+        const struct mst_management_conf *own = conf->nodes[i].management;
+
+        if (!own)
+            continue;
+        snprintf(key, sizeof(key), "nodes[%u].management", i);
+        if (conf->keeper_silent_ms < 2 * MST_MANAGE_ASK_MS)
+            return mst_yaml_refuse(yaml, why, key, "needs a keeper-silent-ms of %u..600000, as it is asked every %u ms",
+                                   2 * MST_MANAGE_ASK_MS, MST_MANAGE_ASK_MS);
+        for (unsigned k = 0; k < i; k++) {
+            const struct mst_management_conf *other = conf->nodes[k].management;
+
+            if (other && strcmp(own->address, other->address) == 0 && own->port == other->port)
+                return mst_yaml_refuse(yaml, why, key, "nodes[%u] has the same address and port, allowed is one node for each",
+                                       k);
+        }
     }
     return 0;
 }
@@ -231,6 +265,8 @@ static int check(const struct mst_yaml *yaml, const struct mst_coordinator_conf 
         r = check_lease(yaml, conf, why);
     if (r == 0)
         r = check_store(yaml, conf, why);
+    if (r == 0)
+        r = check_management(yaml, conf, why);
     return r < 0 ? r : check_members(yaml, conf, why);
 }
 
@@ -306,6 +342,8 @@ static int fill(const struct mst_yaml *yaml, struct mst_coordinator_conf *conf)
     for (unsigned i = 0; i < conf->nodes_count && r == 0; i++) {
         if (conf->nodes[i].port == 0)
             conf->nodes[i].port = MST_NODE_PORT;
+        if (conf->nodes[i].management && conf->nodes[i].management->port == 0)
+            conf->nodes[i].management->port = MST_MANAGEMENT_PORT;
         if (conf->nodes[i].fence)
             r = options_load(yaml, i, conf->nodes[i].fence);
     }

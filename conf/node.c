@@ -12,6 +12,13 @@
 static const cyaml_schema_field_t coordinator_fields[] = {
     CYAML_FIELD_STRING_PTR("address", REQUIRED, struct mst_coordinator_addr, address, 0, CYAML_UNLIMITED),
     CYAML_FIELD_UINT("port", CYAML_FLAG_OPTIONAL, struct mst_coordinator_addr, port),
+    CYAML_FIELD_STRING_PTR("management-address", OPTIONAL, struct mst_coordinator_addr, management_address, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_END,
+};
+
+static const cyaml_schema_field_t management_fields[] = {
+    CYAML_FIELD_STRING_PTR("address", REQUIRED, struct mst_management_conf, address, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_UINT("port", CYAML_FLAG_OPTIONAL, struct mst_management_conf, port),
     CYAML_FIELD_END,
 };
 
@@ -47,6 +54,7 @@ static const cyaml_schema_field_t node_fields[] = {
     CYAML_FIELD_STRING_PTR("accel", OPTIONAL, struct mst_node_conf, accel, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("on-lease-lost", OPTIONAL, struct mst_node_conf, on_lease_lost, 0, CYAML_UNLIMITED),
     CYAML_FIELD_MAPPING_PTR("watchdog", CYAML_FLAG_OPTIONAL, struct mst_node_conf, watchdog, watchdog_fields),
+    CYAML_FIELD_MAPPING_PTR("management", CYAML_FLAG_OPTIONAL, struct mst_node_conf, management, management_fields),
     CYAML_FIELD_END,
 };
 
@@ -61,6 +69,7 @@ static const struct mst_rule rules[] = {
     {"rack", MST_RULE_LINE, 1, MST_NAME_BYTES - 1, NULL},
     {"coordinators[].address", MST_RULE_ADDRESS, 0, 0, NULL},
     {"coordinators[].port", MST_RULE_NUMBER, 1, UINT16_MAX, NULL},
+    {"coordinators[].management-address", MST_RULE_ADDRESS, 0, 0, NULL},
     {"main-storage", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
     {"memory-mib", MST_RULE_NUMBER, 1, MST_NODE_MEMORY_MIB_MAX, NULL},
     {"vcpus", MST_RULE_NUMBER, 1, MST_NODE_VCPUS_MAX, NULL},
@@ -76,6 +85,8 @@ static const struct mst_rule rules[] = {
     {"watchdog.device", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
     {"watchdog.timeout-s", MST_RULE_NUMBER, 1, MST_WATCHDOG_S_MAX, NULL},
     {"watchdog.kind", MST_RULE_WORDS, 0, 0, "hardware|softdog"},
+    {"management.address", MST_RULE_ADDRESS, 0, 0, NULL},
+    {"management.port", MST_RULE_NUMBER, 1, UINT16_MAX, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -105,7 +116,10 @@ static int fill_defaults(struct mst_node_conf *conf)
     for (unsigned i = 0; i < conf->coordinators_count; i++) {
         if (conf->coordinators[i].port == 0)
             conf->coordinators[i].port = MST_COORDINATOR_PORT;
+        r = r < 0 ? r : mst_default(&conf->coordinators[i].management_address, conf->coordinators[i].address);
     }
+    if (conf->management && conf->management->port == 0)
+        conf->management->port = MST_MANAGEMENT_PORT;
     r = r < 0 ? r : mst_default(&conf->main_storage, "/dev/shm/mainstay");
     r = r < 0 ? r : mst_default(&conf->run_dir, "/run/mainstay");
     r = r < 0 ? r : mst_default(&conf->state_dir, "/var/lib/mainstay");

@@ -35,6 +35,7 @@ static const struct rule rules[] = {
     {NULL, "address", KIND_ADDRESS, 0, 0, 0},
     {"VmDefinition", "allowed_nodes", KIND_NAME, 0, 0, MST_NODES_MAX},
     {"Spawn", "argv", KIND_LINE, 0, MST_PATH_BYTES_MAX, MST_ARGV_MAX},
+    {"ManageAnswer", "beat", KIND_BYTES, MST_LINE_BYTES, MST_LINE_BYTES, 0},
     {NULL, "boot_append", KIND_LINE, 0, MST_PATH_BYTES_MAX, 0},
     {NULL, "boot_initrd", KIND_PATH, 1, MST_PATH_BYTES_MAX, 0},
     {NULL, "boot_kernel", KIND_PATH, 1, MST_PATH_BYTES_MAX, 0},
@@ -54,6 +55,7 @@ static const struct rule rules[] = {
     {"RecoveryVm", "from", KIND_NAME, 0, 0, 0},
     {"Hello", "held", KIND_LIST, 0, 0, MST_VMS_PER_NODE},
     {NULL, "host_boot_id", KIND_BYTES, 16, 16, 0},
+    {"ManageAsk", "lease", KIND_BYTES, MST_LINE_BYTES, MST_LINE_BYTES, 0},
     {NULL, "machine", KIND_WORD, 1, MST_WORD_BYTES_MAX, 0},
     {"VmDefinition", "memory_mib", KIND_NUMBER, 1, MST_VM_MEMORY_MIB_MAX, 0},
     {NULL, "name", KIND_NAME, 0, 0, 0},
@@ -95,6 +97,7 @@ static const struct rule rules[] = {
     {"OrderFence", "vms", KIND_LIST, 0, 0, MST_VMS_PER_NODE},
     {"RecoveryView", "vms", KIND_LIST, 0, 0, MST_VMS_PER_NODE},
     {"View", "vms", KIND_LIST, 0, 0, MST_VMS_MAX},
+    {NULL, "vms_running", KIND_NUMBER, 0, MST_VMS_PER_NODE, 0},
 };
 
 /* What a field is held to when somebody added it to the .proto and forgot this table. */

@@ -24,6 +24,7 @@ typedef Mainstay__Envelope mst_envelope;
 #define MST_WORD_BYTES_MAX   255u       /* machine types, CPU models, accelerators */
 #define MST_PATH_BYTES_MAX   4095u      /* paths, and each argument of a command line */
 #define MST_ARGV_MAX         256u       /* arguments of one command line */
+#define MST_LINE_BYTES       64u        /* beat and lease lines (shm/layout.h) */
 #define MST_LIST_MAX         1024u      /* lists that have no limit of their own */
 #define MST_UNPACK_BYTES_MAX (1u << 20) /* memory one received message may take */
 

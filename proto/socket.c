@@ -1,55 +1,18 @@
-#include "proto/socket.h"
+#include "proto/socket_conn.h"
 
 #include "base/fault.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
-/* A connection is open, then closing (what is queued still goes out, nothing is read), then closed (its two libuv handles are
- * going away; on_closed runs when both are gone). It never goes back, which is why on_closed runs once. */
-enum phase { PHASE_OPEN, PHASE_CLOSING, PHASE_CLOSED };
-
 #define ACCEPT_RETRY_MS 100
-
-struct mst_sock {
-    uv_pipe_t pipe;
-    uv_timer_t linger; /* ends phase closing when the peer does not read */
-    uv_shutdown_t shutdown;
-    unsigned handles; /* not yet closed by libuv */
-    enum phase phase;
-    bool silent; /* nobody was told of this connection: no on_closed */
-    bool write_failed;
-    int err; /* for on_closed */
-    struct mst_why why;
-    struct mst_stream *stream;
-    struct mst_sockserv *serv; /* the one that accepted it, NULL otherwise */
-    const struct mst_sock_events *events;
-    void *arg;
-};
-
-struct mst_sockserv {
-    uv_pipe_t pipe;
-    uv_timer_t retry; /* of a connection for which there was no memory */
-    bool closing;
-    unsigned connections;
-    unsigned refs; /* connections, and one for each handle above until libuv has closed it */
-    dev_t dev;
-    ino_t ino; /* of the socket file: another one that took its place is not ours to remove */
-    int (*on_accept)(struct mst_sock *sock, pid_t peer_pid, uid_t peer_uid, void *arg, const struct mst_sock_events **ret_events,
-                     void **ret_arg);
-    void *arg;
-    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
-};
 
 struct write {
     uv_write_t req;
@@ -80,7 +43,7 @@ static void handle_closed(uv_handle_t *handle)
     free(sock);
 }
 
-static void sock_drop(struct mst_sock *sock)
+void mst_conn_drop(struct mst_sock *sock)
 {
     if (sock->phase == PHASE_CLOSED)
         return;
@@ -90,24 +53,24 @@ static void sock_drop(struct mst_sock *sock)
 }
 
 /* The first reason is the one that is told; but what the peer's last words were wrong about goes before a write that failed. */
-static void sock_fail(struct mst_sock *sock, int err, const struct mst_why *why)
+void mst_conn_fail(struct mst_sock *sock, int err, const struct mst_why *why)
 {
     if (sock->phase == PHASE_OPEN) {
         sock->err = err;
         sock->why = *why;
     }
-    sock_drop(sock);
+    mst_conn_drop(sock);
 }
 
 static void on_linger(uv_timer_t *timer)
 {
-    sock_drop(timer->data);
+    mst_conn_drop(timer->data);
 }
 
 static void on_shutdown(uv_shutdown_t *req, int status)
 {
     (void)status;
-    sock_drop(req->data);
+    mst_conn_drop(req->data);
 }
 
 /* The loop's time is that of its last turn, and the caller may have been busy since. */
@@ -129,7 +92,7 @@ void mst_sock_close(struct mst_sock *sock)
     uv_read_stop((uv_stream_t *)&sock->pipe);
     sock->shutdown.data = sock;
     if (sock->write_failed || uv_shutdown(&sock->shutdown, (uv_stream_t *)&sock->pipe, on_shutdown) < 0)
-        sock_drop(sock);
+        mst_conn_drop(sock);
     else
         linger_start(sock);
 }
@@ -152,7 +115,7 @@ static void read_ended(struct mst_sock *sock, int err)
     struct mst_why why;
 
     if (sock->write_failed && (err == UV_EOF || err == -ECONNRESET)) {
-        sock_drop(sock); /* err and why say what was lost */
+        mst_conn_drop(sock); /* err and why say what was lost */
         return;
     }
     if (err == UV_EOF && partial > 0)
@@ -163,7 +126,7 @@ static void read_ended(struct mst_sock *sock, int err)
         mst_why_set(&why, err, "peer closed without reading all that was sent to it");
     else
         mst_why_set(&why, err, "read: %s", strerror(-err));
-    sock_fail(sock, err, &why);
+    mst_conn_fail(sock, err, &why);
 }
 
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
@@ -186,7 +149,12 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         mst_envelope_free(env);
     }
     if (sock->phase == PHASE_OPEN && r < 0)
-        sock_fail(sock, r, &why);
+        mst_conn_fail(sock, r, &why);
+}
+
+int mst_conn_read(struct mst_sock *sock)
+{
+    return uv_read_start((uv_stream_t *)&sock->pipe, on_room, on_read);
 }
 
 static void on_written(uv_write_t *req, int status)
@@ -237,8 +205,7 @@ void mst_sock_set(struct mst_sock *sock, const struct mst_sock_events *events, v
 
 /* ---------------------------------------------------------------- opening */
 
-/* A connection without a descriptor yet. From here on sock_drop is the only way to free it. */
-static int sock_new(uv_loop_t *loop, struct mst_sock **ret_sock)
+int mst_conn_new(uv_loop_t *loop, bool is_tcp, struct mst_sock **ret_sock)
 {
     struct mst_sock *sock;
     int r;
@@ -250,7 +217,7 @@ static int sock_new(uv_loop_t *loop, struct mst_sock **ret_sock)
     r = mst_stream_new(&sock->stream);
     if (r < 0)
         goto free_sock;
-    r = uv_pipe_init(loop, &sock->pipe, 0);
+    r = is_tcp ? uv_tcp_init(loop, &sock->tcp) : uv_pipe_init(loop, &sock->pipe, 0);
     if (r < 0)
         goto free_stream;
     sock->pipe.data = sock;
@@ -310,14 +277,14 @@ int mst_sock_connect(uv_loop_t *loop, const char *path, const struct mst_sock_ev
         return mst_why_set(why, fd, "%s: nobody listens there (%s)", path, strerror(-fd));
     if (fd < 0)
         return mst_why_set(why, fd, "%s: cannot connect: %s", path, strerror(-fd));
-    r = sock_new(loop, &sock);
+    r = mst_conn_new(loop, false, &sock);
     if (r < 0)
         goto close_fd;
     r = uv_pipe_open(&sock->pipe, fd);
     if (r < 0)
         goto drop_sock;
     fd = -1; /* the pipe has it now */
-    r = uv_read_start((uv_stream_t *)&sock->pipe, on_room, on_read);
+    r = mst_conn_read(sock);
     if (r < 0)
         goto drop_sock;
     sock->silent = false;
@@ -326,7 +293,7 @@ int mst_sock_connect(uv_loop_t *loop, const char *path, const struct mst_sock_ev
     *ret_sock = sock;
     return 0;
 drop_sock:
-    sock_drop(sock);
+    mst_conn_drop(sock);
 close_fd:
     if (fd >= 0)
         close(fd);
@@ -335,41 +302,48 @@ close_fd:
 
 static void on_retry(uv_timer_t *timer);
 
+static int accept_unix(struct mst_sockserv *serv, struct mst_sock *sock)
+{
+    struct ucred peer;
+    socklen_t peer_bytes = sizeof(peer);
+    uv_os_fd_t fd;
+
+    if (uv_fileno((uv_handle_t *)&sock->pipe, &fd) < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_bytes) < 0)
+        return -EIO;
+    return serv->on_accept(sock, peer.pid, peer.uid, serv->arg, &sock->events, &sock->arg);
+}
+
 /* Takes one waiting connection. Refused ones are closed without a word: on_accept knows why, and says so if it wants to. */
 static void on_connection(uv_stream_t *stream, int status)
 {
     struct mst_sockserv *serv = stream->data;
-    struct ucred peer;
-    socklen_t peer_bytes = sizeof(peer);
     struct mst_sock *sock;
-    uv_os_fd_t fd;
 
     if (status < 0)
         return; /* accept(2) failed; libuv goes on listening */
-    if (sock_new(stream->loop, &sock) < 0) {
+    if (mst_conn_new(stream->loop, serv->is_tcp, &sock) < 0) {
         /* libuv accepts no further connection until this one has been taken */
         uv_timer_start(&serv->retry, on_retry, ACCEPT_RETRY_MS, 0);
         return;
     }
     if (uv_accept(stream, (uv_stream_t *)&sock->pipe) < 0) {
-        sock_drop(sock);
+        mst_conn_drop(sock);
         return;
     }
     sock->serv = serv;
     serv->connections++;
     serv->refs++;
-    if (serv->connections > MST_SOCK_CONNECTIONS_MAX || uv_fileno((uv_handle_t *)&sock->pipe, &fd) < 0 ||
-        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_bytes) < 0) {
-        sock_drop(sock);
+    if (serv->connections > MST_SOCK_CONNECTIONS_MAX) {
+        mst_conn_drop(sock);
         return;
     }
-    if (serv->on_accept(sock, peer.pid, peer.uid, serv->arg, &sock->events, &sock->arg) < 0) {
+    if ((serv->is_tcp ? mst_conn_accept_tcp(serv, sock) : accept_unix(serv, sock)) < 0) {
         mst_sock_close(sock); /* still silent; what on_accept has sent goes out */
         return;
     }
     sock->silent = false;
-    if (sock->phase == PHASE_OPEN && uv_read_start((uv_stream_t *)&sock->pipe, on_room, on_read) < 0)
-        sock_fail(sock, -EIO, &(struct mst_why){"cannot read from the connection"});
+    if (sock->phase == PHASE_OPEN && mst_conn_read(sock) < 0)
+        mst_conn_fail(sock, -EIO, &(struct mst_why){"cannot read from the connection"});
 }
 
 static void on_retry(uv_timer_t *timer)
@@ -476,6 +450,23 @@ static void serv_closed(uv_handle_t *handle)
     serv_unref(handle->data);
 }
 
+int mst_serv_listen(struct mst_sockserv *serv, int fd)
+{
+    int r;
+
+    uv_timer_init(serv->pipe.loop, &serv->retry); /* cannot fail */
+    serv->refs = 2;
+    serv->pipe.data = serv->retry.data = serv;
+    r = serv->is_tcp ? uv_tcp_open(&serv->tcp, fd) : uv_pipe_open(&serv->pipe, fd);
+    if (r < 0)
+        close(fd);
+    else
+        r = uv_listen((uv_stream_t *)&serv->pipe, 64, on_connection);
+    if (r < 0)
+        mst_sockserv_close(serv);
+    return r;
+}
+
 int mst_sockserv_open(uv_loop_t *loop, const char *path, mode_t mode,
                       int (*on_accept)(struct mst_sock *sock, pid_t peer_pid, uid_t peer_uid, void *arg,
                                        const struct mst_sock_events **ret_events, void **ret_arg),
@@ -503,18 +494,9 @@ int mst_sockserv_open(uv_loop_t *loop, const char *path, mode_t mode,
         free(serv);
         return mst_why_set(why, r, "%s: %s", path, strerror(-r));
     }
-    uv_timer_init(loop, &serv->retry); /* cannot fail */
-    serv->refs = 2;
-    serv->pipe.data = serv->retry.data = serv;
-    r = uv_pipe_open(&serv->pipe, fd);
+    r = mst_serv_listen(serv, fd);
     if (r < 0)
-        close(fd);
-    else
-        r = uv_listen((uv_stream_t *)&serv->pipe, 64, on_connection);
-    if (r < 0) {
-        mst_sockserv_close(serv);
         return mst_why_set(why, r, "%s: cannot listen: %s", path, strerror(-r));
-    }
     *ret_serv = serv;
     return 0;
 }
@@ -526,7 +508,7 @@ void mst_sockserv_close(struct mst_sockserv *serv)
     if (!serv || serv->closing)
         return;
     serv->closing = true;
-    if (lstat(serv->path, &st) == 0 && st.st_dev == serv->dev && st.st_ino == serv->ino)
+    if (!serv->is_tcp && lstat(serv->path, &st) == 0 && st.st_dev == serv->dev && st.st_ino == serv->ino)
         unlink(serv->path);
     uv_close((uv_handle_t *)&serv->pipe, serv_closed);
     uv_close((uv_handle_t *)&serv->retry, serv_closed);

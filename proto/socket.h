@@ -6,7 +6,8 @@
 #include <sys/types.h>
 #include <uv.h>
 
-/* Frames over a Unix stream socket in a libuv loop. Used for keeper <-> agent and coordinator <-> mainstayctl.
+/* Frames over a Unix stream socket in a libuv loop. Used for keeper <-> agent and coordinator <-> mainstayctl; over TCP, for the keepers' management
+ * addresses.
  * Loop thread only. Callbacks run from the loop, never inside the call that asked for them. */
 
 #define MST_SOCK_QUEUE_BYTES_MAX (4u << 20) /* queued towards a peer that does not read */
@@ -42,6 +43,15 @@ void mst_sockserv_close(struct mst_sockserv *serv); /* unlinks path; connections
  * why. */
 int mst_sock_connect(uv_loop_t *loop, const char *path, const struct mst_sock_events *events, void *arg,
                      struct mst_sock **ret_sock, struct mst_why *why);
+/* The same over TCP. The address is numeric and may come up later. peer_address: of who has connected, numeric, borrowed for the call. */
+int mst_sockserv_open_tcp(uv_loop_t *loop, const char *address, uint16_t port,
+                          int (*on_accept)(struct mst_sock *sock, const char *peer_address, void *arg,
+                                           const struct mst_sock_events **ret_events, void **ret_arg),
+                          void *arg, struct mst_sockserv **ret_serv, struct mst_why *why);
+/* What is sent meanwhile waits for the connection; when it does not come about, on_closed says why (-ECONNREFUSED, -ETIMEDOUT, ...). How long to wait
+ * is the caller's business: mst_sock_close. -EINVAL no numeric address, -ENETUNREACH and the like with why. */
+int mst_sock_connect_tcp(uv_loop_t *loop, const char *address, uint16_t port, const struct mst_sock_events *events, void *arg,
+                         struct mst_sock **ret_sock, struct mst_why *why);
 /* Queues one message (packed inside). -EMSGSIZE and -EINVAL as mst_frame_pack, -ENOBUFS (peer does not read: more than
  * MST_SOCK_QUEUE_BYTES_MAX wait; the connection stays good), -ENOTCONN (closing, or the peer is gone), -ENOMEM. */
 int mst_sock_send(struct mst_sock *sock, const mst_envelope *env);

@@ -79,8 +79,8 @@ static void fill_value(const ProtobufCFieldDescriptor *field, void *at)
         break;
     case PROTOBUF_C_TYPE_BYTES:
         bytes = at;
-        bytes->len = 16;
-        bytes->data = calloc(1, 16);
+        bytes->len = strcmp(field->name, "beat") == 0 || strcmp(field->name, "lease") == 0 ? MST_LINE_BYTES : 16;
+        bytes->data = calloc(1, bytes->len);
         break;
     case PROTOBUF_C_TYPE_ENUM:
         *(int *)at = ((const ProtobufCEnumDescriptor *)field->descriptor)->values[0].value;

@@ -28,6 +28,7 @@
  *   server        links that others opened to us: registrations and Keys
  *   peers         links that we open to other keepers, with their Keys
  *   pull          filling a VM's areas from another node's or from an older epoch's
+ *   manage        the management address: answers coordinators over TCP while RDMA may be away
  *   control       links to the coordinators: Hello, orders in, events and fault reports out
  *   orders        what each order does; open orders
  *   tenure        whether what runs here may go on: lease, pauses, watchdog
@@ -115,6 +116,7 @@ struct mst_keeper {
     struct mst_kills *kills;
     struct mst_followers *followers;
     struct mst_tenure *tenure;
+    struct mst_manage *manage; /* NULL: none */
     bool stopping;
     uint8_t frame[MST_MESSAGE_BYTES_MAX]; /* for packing, loop thread */
 };
@@ -248,6 +250,10 @@ void mst_control_reply_error(const struct mst_asker *asker, int err, const struc
 void mst_control_event(struct mst_vm *vm, const char *text); /* VmEvent to every coordinator that welcomed us */
 /* Sends, or keeps until a coordinator welcomes us. node, instance and reporter are filled in when absent. */
 void mst_control_report(struct mst_keeper *k, const Mainstay__FaultReport *report);
+
+/* --- manage.c --- */
+int mst_manage_new(struct mst_keeper *k); /* nothing without a management address in the configuration */
+void mst_manage_free(struct mst_keeper *k);
 
 /* --- orders.c --- */
 bool mst_order_run(struct mst_keeper *k, const struct mst_asker *asker, const mst_envelope *env); /* false: it is no order */

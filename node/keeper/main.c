@@ -22,6 +22,7 @@ static void parts_close(struct mst_keeper *k)
 {
     unsigned i;
 
+    mst_manage_free(k);
     mst_controls_free(k);
     mst_peers_free(k);
     mst_relays_free(k);

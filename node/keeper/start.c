@@ -238,6 +238,8 @@ int mst_keeper_parts_open(struct mst_keeper *k, struct mst_why *why)
     if (r == 0)
         r = mst_agent_new(k, why);
     if (r == 0)
+        r = mst_manage_new(k);
+    if (r == 0)
         r = mst_device_new(k);
     return r;
 }

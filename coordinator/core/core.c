@@ -100,6 +100,8 @@ static void pause_look(struct mst_core *core)
         struct node *node = &core->nodes[i];
 
         mst_detect_reset(&node->detect);
+        node->manage.missed_ms = 0; /* an absence begins anew: it is asked before it is judged */
+        node->manage.resolved = false;
         if (node->link == 0 && node->link_closed_ms != 0)
             node->link_closed_ms = core->now_ms;
     }

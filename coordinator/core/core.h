@@ -77,6 +77,9 @@ struct mst_core_io {
     void (*read_slots)(void *impl, unsigned node);
     /* WRITEs it into the node's grant area; no answer follows. 0, or -errno: not sent, which is decided anew soon. NULL: no leases are given. */
     int (*lease)(void *impl, unsigned node, const struct mst_lease_grant *grant);
+    /* Asks the node's keeper at its management address; lease, if not NULL, goes along (lease's renewal is good, whether or not it arrives).
+     * mst_core_managed follows, exactly once, at most MST_MANAGE_ASK_MS later, not from inside. NULL: nobody is asked. */
+    void (*manage)(void *impl, unsigned node, const struct mst_lease_grant *lease);
     /* The link is of no use any more; mst_core_link_closed is not wanted for it. */
     void (*close_link)(void *impl, uint64_t link);
     /* Who is in the cluster has changed: tell every keeper. */
@@ -101,6 +104,7 @@ struct mst_member { /* a node of the configuration */
     uint32_t port;
     bool has_fence;
     uint32_t watchdog_ms; /* longest timeout of a watchdog that makes the end of its lease a proof; 0: none does */
+    bool managed;         /* has a management address */
 };
 
 struct mst_core_conf {
@@ -173,6 +177,18 @@ struct mst_beat {
 /* A successful read of the beat line, or a failed one. The caller has checked the line's sum. */
 void mst_core_beat(struct mst_core *core, const struct mst_time *now, unsigned node, const struct mst_beat *beat);
 void mst_core_beat_failed(struct mst_core *core, const struct mst_time *now, unsigned node, uint64_t at_us);
+struct mst_managed { /* what a keeper says at its management address */
+    uint64_t instance;
+    uint8_t boot_id[16];
+    bool rdma_up;
+    uint32_t vms_running;
+    uint64_t highest_term, highest_term_by, highest_decision; /* as in Hello */
+    struct mst_beat beat;
+};
+/* Answer to manage. err 0: the keeper has answered; otherwise text says why it has not, and answer is not looked at. It is evidence of life, which puts
+ * off what would be done to a node that cannot be read; it proves nobody dead. */
+void mst_core_managed(struct mst_core *core, const struct mst_time *now, unsigned node, int err, const char *text,
+                      const struct mst_managed *answer);
 /* Whether read_slots can work (a WATCH link is open and its keys are known). */
 void mst_core_readable(struct mst_core *core, const struct mst_time *now, unsigned node, bool readable);
 
@@ -264,6 +280,7 @@ enum mst_node_state {
     MST_NODE_FENCED = 4,
     MST_NODE_DRAINED = 5,
     MST_NODE_FAILING = 6,
+    MST_NODE_DEGRADED = 7, /* RDMA is away, its keeper answers at its management address */
 };
 struct mst_node_look {
     const struct mst_member *member;
@@ -308,7 +325,7 @@ bool mst_core_recovery(const struct mst_core *core, unsigned i, struct mst_recov
 bool mst_core_recovery_by_id(const struct mst_core *core, uint64_t id, struct mst_recovery_look *ret);
 const struct mst_rvm_row *mst_core_recovery_vm(const struct mst_core *core, uint64_t key, unsigned i);
 const struct mst_fault_row *mst_core_fault(const struct mst_core *core, unsigned i); /* newest first, NULL past the last */
-/* One sentence when nothing is decided (the store refuses or is an old copy) or nothing is fenced (mass loss), empty otherwise. */
+/* One sentence when nothing is decided (the store refuses or is an old copy), nothing is fenced (mass loss) or a node is degraded, empty otherwise. */
 const char *mst_core_trouble(const struct mst_core *core);
 uint64_t mst_core_term(const struct mst_core *core);
 uint64_t mst_core_decision(const struct mst_core *core); /* number of the newest durable one, for nodes to remember */

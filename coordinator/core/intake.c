@@ -250,8 +250,10 @@ static void judge_node_report(struct mst_core *core, const struct queued_report 
     case MST_FAULT_KEEPER_DEAD:
     case MST_FAULT_NODE_UNREACHABLE:
         ret->accept = true;
-        ret->recover = self;
+        ret->recover = self && (r->kind == MST_FAULT_KEEPER_SILENT || !core->nodes[node].manage.degraded);
         ret->scope = MST_SCOPE_NODE;
+        if (self && !ret->recover)
+            text_set(ret->text, sizeof(ret->text), "degraded: its VMs run on, nothing is fenced or taken over");
         if (!self)
             text_set(ret->text, sizeof(ret->text), "evidence only: the coordinator's own readings decide (%s beats: %s)",
                      core->nodes[node].conf.name, node_alive(core, node) ? "yes" : "no");

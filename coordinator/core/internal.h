@@ -11,6 +11,7 @@
  *     judge.c    beat windows into fault reports, agent included
  *     fence.c    proofs: keeper, return, power, watchdog, operator
  *     lease.c    leases of nodes, and when the end of one is a proof
+ *     manage.c   nodes that cannot be read and answer at their management address
  *     storm.c    how much at a time, and when nothing: fences, starts, most nodes lost at once
  *     recovery.c table of states, REPORTED to FENCING
  *     saves.c    which save is the newest, and whether it can be had
@@ -63,6 +64,7 @@
 #define OLD_SAVE_KEPT_MS      10000u /* the save a VM was resumed from outlives its first own checkpoint by this at most */
 #define FORGET_RETRY_MS       5000u
 #define WAIT_MAX_MS           60000u /* start and stop requests */
+#define MANAGE_LOOK_MS        10000u /* a management address is looked at so often while RDMA works */
 
 #define MAX_OF(a, b) ((a) > (b) ? (a) : (b))
 #define MIN_OF(a, b) ((a) < (b) ? (a) : (b))
@@ -79,6 +81,19 @@ struct node_lease {      /* of the present keeper instance, given in this run */
     uint64_t count;
     uint64_t beat; /* that it names */
     bool bound;    /* the keeper showed that it lives by a strict lease of ours, with a watchdog behind it */
+};
+
+struct node_manage {      /* what its management address says */
+    bool asking;          /* a question is under way */
+    uint64_t asked_ms;    /* when the last went out; 0: none has */
+    uint64_t missed_ms;   /* since when it is not seen by RDMA; 0: it is */
+    bool resolved;        /* a question that was put since then has ended ... */
+    uint64_t answered_ms; /* ... and the last answer by the present instance came then; 0: there is none */
+    bool degraded, told;  /* said; stored as a fault */
+    int err;              /* of the last question */
+    char err_text[MST_TEXT_BYTES];
+    struct mst_managed last; /* instance 0: none */
+    uint64_t stranger;       /* another keeper that has answered, and was told of */
 };
 
 struct node {
@@ -106,6 +121,7 @@ struct node {
     struct mst_detect detect;
     uint64_t beat_reads, beat_gap_max_ms;
     struct node_lease lease;
+    struct node_manage manage;
     bool agent_up;
     struct held held[MST_VMS_PER_NODE];
     unsigned held_count;
@@ -261,9 +277,10 @@ struct mst_core {
     char trouble[MST_TEXT_BYTES * 2];
     char outdated[MST_TEXT_BYTES * 3]; /* our store is an old copy: why; nothing is decided any more */
     char last_failed_log[MST_TEXT_BYTES];
-    bool frozen;                          /* most nodes vanished at once: nothing is fenced */
-    char frozen_text[MST_TEXT_BYTES * 2]; /* why, in words */
-    uint64_t thawed_ms;                   /* enough of them were back then, 0: never, or an operator has said go on */
+    bool frozen;                            /* most nodes vanished at once: nothing is fenced */
+    char frozen_text[MST_TEXT_BYTES * 2];   /* why, in words */
+    char degraded_text[MST_TEXT_BYTES * 2]; /* which nodes are, empty: none */
+    uint64_t thawed_ms;                     /* enough of them were back then, 0: never, or an operator has said go on */
 };
 
 /* view.c */
@@ -337,12 +354,15 @@ uint64_t open_recovery_of(struct mst_core *core, uint64_t instance, unsigned nod
 const char *scope_name(unsigned scope);
 
 /* join.c */
+/* By the newest term that a node has seen, who had it, and the newest decision of it: whether our store is an old copy, from now on. */
+bool witness_outdated(struct mst_core *core, const char *node, uint64_t term, uint64_t by, uint64_t decision);
 bool join_step(struct mst_core *core, unsigned index);
 void node_effects(struct mst_core *core, unsigned index);
 void slots_judge(struct mst_core *core, unsigned index);
 void report_self(struct mst_core *core, uint32_t kind, unsigned node, int vm, const char *text);
 
 /* judge.c */
+bool runs_anything(const struct mst_core *core, const struct node *node);
 void judge_nodes(struct mst_core *core);
 
 /* fence.c */
@@ -359,17 +379,30 @@ bool rec_fenced(struct mst_core *core, struct rec *rec);
 bool proofs_step(struct mst_core *core); /* evidence that came while a transaction was in flight */
 unsigned stage_node_proof(struct mst_core *core, enum mst_proof_kind kind, unsigned node, uint64_t instance, const char *text);
 
+/* manage.c */
+void manage_watch(struct mst_core *core); /* every tick, before anything is judged */
+/* A node that would be taken for lost: its keeper answers, or has not had the time to yet. False: the usual way. */
+bool manage_holds(struct mst_core *core, unsigned index, uint32_t kind, const char *text);
+bool manage_answers(const struct mst_core *core, const struct node *node);
+void manage_text(const struct node *node, char *text,
+                 size_t size); /* for people: degraded, or that its address does not answer */
+
 /* storm.c: text says what is waited for */
 void storm_begin(struct mst_core *core);                                /* after the rows are loaded */
 void storm_watch(struct mst_core *core);                                /* every tick, before anything is judged */
 bool storm_holds(const struct mst_core *core, char *text, size_t size); /* no node may be fenced now for being away */
 void storm_accept(struct mst_core *core);                               /* the operator: go on; who is missing is written off */
+bool node_away(const struct mst_core *core, const struct node *node, bool sure); /* it is not seen to be well */
 bool fence_turn(const struct mst_core *core, unsigned index, char *text, size_t size);
 bool start_ready(const struct mst_core *core, const struct rec *rec, unsigned i); /* its order could go out now */
 bool start_turn(const struct mst_core *core, const struct rec *rec, unsigned i, unsigned index, char *text, size_t size);
 /* lease.c */
 void lease_beat(struct mst_core *core, unsigned index, const struct mst_beat *beat); /* a beat of the present instance was read */
-void lease_reset(struct node *node);                                                 /* another instance */
+void lease_note(struct mst_core *core, unsigned index,
+                const struct mst_beat *beat); /* whether the end of its lease would be a proof */
+/* By the last answer of its management address: true, a renewal is decided and is to go with the next question. */
+bool lease_managed(struct mst_core *core, unsigned index, const struct mst_beat *beat, struct mst_lease_grant *ret);
+void lease_reset(struct node *node); /* another instance */
 /* Whether nothing runs there any more because its lease has run out. *ret_left_ms: how long until it will, 0: it never will. */
 bool lease_proves(const struct mst_core *core, unsigned index, uint64_t *ret_left_ms);
 

@@ -55,42 +55,43 @@ static uint64_t last_decision(const struct mst_core *core, uint64_t term)
 }
 
 /* Why our store is an old copy, by what a node has seen. False: it is none. */
-static bool old_copy(const struct mst_core *core, const struct mst_hello *hello, struct mst_why *why)
+static bool old_copy(const struct mst_core *core, const char *node, uint64_t term, uint64_t by, uint64_t decision,
+                     struct mst_why *why)
 {
-    const struct mst_term_mark *mark = term_mark(core, hello->highest_term);
-    uint64_t last = last_decision(core, hello->highest_term);
-    bool newer = hello->highest_term > core->meta.term;
-    bool others = hello->highest_term != 0 && hello->highest_term_by != 0 && mark && mark->coordinator != hello->highest_term_by;
-    bool later = hello->highest_decision > last && !MST_MUTANT(50);
+    const struct mst_term_mark *mark = term_mark(core, term);
+    uint64_t last = last_decision(core, term);
+    bool newer = term > core->meta.term;
+    bool others = term != 0 && by != 0 && mark && mark->coordinator != by;
+    bool later = decision > last && !MST_MUTANT(50);
 
     if (newer)
-        mst_why_set(why, -ESTALE, "node %s has seen term %" PRIu64 " of another coordinator, this one has term %" PRIu64,
-                    hello->node, hello->highest_term, core->meta.term);
+        mst_why_set(why, -ESTALE, "node %s has seen term %" PRIu64 " of another coordinator, this one has term %" PRIu64, node,
+                    term, core->meta.term);
     else if (others)
         mst_why_set(why, -ESTALE, "node %s has seen term %" PRIu64 " of coordinator %016" PRIx64 ", here it was %016" PRIx64 "'s",
-                    hello->node, hello->highest_term, hello->highest_term_by, mark->coordinator);
+                    node, term, by, mark->coordinator);
     else if (later)
         mst_why_set(why, -ESTALE,
                     "node %s has heard of decision %" PRIu64 " in term %" PRIu64 ", this store has none there after %" PRIu64,
-                    hello->node, hello->highest_decision, hello->highest_term, last);
+                    node, decision, term, last);
     return newer || others || later;
 }
 
 /* Whoever acts on an old copy of the store gives epochs that were given before, and shoots nodes for what they ran long ago. Which of two stores is the old
  * one cannot be seen from here: a node that has forgotten, or was alone, may have followed a copy, and what that one decided counts here for nothing. So
  * nobody decides but the operator. */
-static bool outdated(struct mst_core *core, const struct mst_hello *hello)
+bool witness_outdated(struct mst_core *core, const char *node, uint64_t term, uint64_t by, uint64_t decision)
 {
     struct mst_why why = {0};
 
-    if (core_outdated(core) || MST_MUTANT(19) || !old_copy(core, hello, &why))
+    if (core_outdated(core) || MST_MUTANT(19) || !old_copy(core, node, term, by, decision, &why))
         return core_outdated(core);
     text_set(
         core->outdated, sizeof(core->outdated),
         "%s: its store is an old copy, or one has led that node (or two coordinators run). Nothing is decided. Start it with the "
         "newest store. If this is the newest, restart the keeper of node %s, if the newest is lost, all keepers (their VMs end); "
         "then the coordinator",
-        why.text, hello->node);
+        why.text, node);
     core_log(core, MST_LOG_ERROR, "%s", core->outdated);
     for (unsigned i = 0; i < core->nodes_count; i++) {
         power_cancel(core, i);
@@ -161,7 +162,8 @@ int mst_core_hello(struct mst_core *core, const struct mst_time *now, uint64_t l
     r = check_hello(core, hello, &index, why);
     if (r < 0)
         return r;
-    if (outdated(core, hello) && !MST_MUTANT(22))
+    if (witness_outdated(core, hello->node, hello->highest_term, hello->highest_term_by, hello->highest_decision) &&
+        !MST_MUTANT(22))
         return mst_why_set(why, -ESTALE, "%s", core->outdated);
     node = &core->nodes[index];
     if (node->link != 0) {

@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* A node nobody depends on may be away: its absence is shown, not recovered from. */
-static bool runs_anything(const struct mst_core *core, const struct node *node)
+bool runs_anything(const struct mst_core *core, const struct node *node)
 {
     for (unsigned i = 0; i < core->vms_end; i++) {
         if (core->vms[i].used && !core->vms[i].d.fenced && core->vms[i].d.node_id == node->conf.id)
@@ -114,6 +114,7 @@ void judge_nodes(struct mst_core *core)
     char text[MST_TEXT_BYTES];
 
     storm_watch(core);
+    manage_watch(core);
     for (unsigned i = 0; i < core->nodes_count; i++) {
         struct node *node = &core->nodes[i];
         uint32_t kind = judge_keeper(core, node, text, sizeof(text));
@@ -130,6 +131,8 @@ void judge_nodes(struct mst_core *core)
             judge_agent(core, i);
             continue;
         }
+        if (manage_holds(core, i, kind, text))
+            continue;
         if (runs_anything(core, node) && node_lost(core, i) < 0 && !report_waits(core, kind, node->conf.name, ""))
             report_self(core, kind, i, -1, text);
     }

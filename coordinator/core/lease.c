@@ -37,41 +37,43 @@ static bool being_given_up(const struct mst_core *core, unsigned index)
     return lost >= 0 && core->recs[lost].d.state <= MST_REC_FENCING;
 }
 
-static bool may_have_one(const struct mst_core *core, unsigned index, const struct mst_beat *beat)
+static bool may_have_one(const struct mst_core *core, unsigned index)
 {
     const struct node *node = &core->nodes[index];
 
-    if (!core->ready || core_outdated(core) || node->link == 0)
-        return false;
-    if (mst_detect_keeper(&node->detect, core->conf.keeper_silent_ms) != MST_LIFE_MOVING || beat->keeper_beat == node->lease.beat)
+    if (!core->ready || core_outdated(core))
         return false;
     if (node->d.fenced_instance == node->instance || node->d.instance != node->instance) /* proved dead; or not recorded yet */
         return false;
     return !node->fencing && !being_given_up(core, index) && !proof_waits(core, index);
 }
 
-static void send(struct mst_core *core, unsigned index, const struct mst_beat *beat, uint32_t lease_ms)
+/* Counts before it goes out, and also when it does not: some of it may have arrived all the same. */
+static struct mst_lease_grant decided(struct mst_core *core, struct node *node, const struct mst_beat *beat, uint32_t lease_ms)
 {
-    struct node *node = &core->nodes[index];
-    struct mst_lease_grant grant = {.instance = node->instance,
-                                    .term = core->meta.term,
-                                    .decision = core->meta.decision,
-                                    .renewal = tag(core) | (uint32_t)(node->lease.count + 1),
-                                    .beat = beat->keeper_beat,
-                                    .lease_ms = lease_ms,
-                                    .strict = lease_ms != 0 && node->conf.watchdog_ms != 0};
-    int r;
-
-    /* Before it goes out, and also when it does not: some of it may have arrived all the same. */
     node->lease.count++;
     if (node->lease.decided_ms == 0 || !MST_MUTANT(42))
         node->lease.decided_ms = MAX_OF(core->now_ms, 1);
     node->lease.beat = beat->keeper_beat;
-    r = core->io.lease(core->io.impl, index, &grant);
+    return (struct mst_lease_grant){.instance = node->instance,
+                                    .term = core->meta.term,
+                                    .decision = core->meta.decision,
+                                    .renewal = tag(core) | (uint32_t)node->lease.count,
+                                    .beat = beat->keeper_beat,
+                                    .lease_ms = lease_ms,
+                                    .strict = lease_ms != 0 && node->conf.watchdog_ms != 0};
+}
+
+static void send(struct mst_core *core, unsigned index, const struct mst_beat *beat, uint32_t lease_ms)
+{
+    struct node *node = &core->nodes[index];
+    struct mst_lease_grant grant = decided(core, node, beat, lease_ms);
+    int r = core->io.lease(core->io.impl, index, &grant);
+
     node->lease.next_ms = core->now_ms + (r < 0 ? RENEW_AGAIN_MS : lease_ms == 0 ? CALL_OFF_MS : lease_ms / RENEW_PARTS);
 }
 
-static void note(struct mst_core *core, unsigned index, const struct mst_beat *beat)
+void lease_note(struct mst_core *core, unsigned index, const struct mst_beat *beat)
 {
     struct node *node = &core->nodes[index];
     bool ours = beat->lease_renewal != 0 && beat->lease_renewal >> 32 == tag(core) >> 32;
@@ -88,8 +90,10 @@ void lease_beat(struct mst_core *core, unsigned index, const struct mst_beat *be
     struct node *node = &core->nodes[index];
     bool wanted = beat->lease_wanted && core->now_ms - node->lease.decided_ms >= RENEW_AGAIN_MS;
 
-    note(core, index, beat);
-    if (!core->io.lease || !may_have_one(core, index, beat))
+    lease_note(core, index, beat);
+    if (!core->io.lease || node->link == 0 || !may_have_one(core, index))
+        return;
+    if (mst_detect_keeper(&node->detect, core->conf.keeper_silent_ms) != MST_LIFE_MOVING || beat->keeper_beat == node->lease.beat)
         return;
     if (core->now_ms < node->lease.next_ms && !wanted)
         return;
@@ -97,6 +101,20 @@ void lease_beat(struct mst_core *core, unsigned index, const struct mst_beat *be
         send(core, index, beat, core->conf.lease_ms);
     else if (beat->lease_renewal != 0) /* of an earlier run, which gave leases */
         send(core, index, beat, 0);
+}
+
+/* The beat is of an answer that came before now, so it was written before this is decided, as with a READ; and a keeper that hangs answers nothing. */
+bool lease_managed(struct mst_core *core, unsigned index, const struct mst_beat *beat, struct mst_lease_grant *ret)
+{
+    struct node *node = &core->nodes[index];
+    uint64_t before_ms = node->lease.decided_ms;
+
+    if (core->conf.lease_ms == 0 || beat->keeper_beat <= node->lease.beat || !may_have_one(core, index))
+        return false;
+    *ret = decided(core, node, beat, core->conf.lease_ms);
+    if (MST_MUTANT(59) && before_ms != 0)
+        node->lease.decided_ms = before_ms;
+    return true;
 }
 
 void lease_reset(struct node *node)

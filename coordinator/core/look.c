@@ -63,6 +63,8 @@ static enum mst_node_state node_state(const struct mst_core *core, unsigned inde
         return MST_NODE_FENCING;
     if (node->link == 0 && node->d.fenced_instance != 0 && node->d.fenced_instance == node->instance)
         return MST_NODE_FENCED;
+    if (node->manage.degraded)
+        return MST_NODE_DEGRADED;
     if (node->link == 0)
         return has_grants(core, node) ? MST_NODE_SUSPECT : MST_NODE_ABSENT;
     if (node->detect.any && !node_alive(core, index))
@@ -102,10 +104,14 @@ void mst_core_node(const struct mst_core *core, const struct mst_time *now, unsi
     }
     if (node->fence_text[0] && ret->state == MST_NODE_FENCING)
         text_set(ret->text, sizeof(ret->text), "%s", node->fence_text);
+    else if (ret->state == MST_NODE_DEGRADED)
+        manage_text(node, ret->text, sizeof(ret->text));
     else if (node->d.text[0])
         text_set(ret->text, sizeof(ret->text), "%s", node->d.text);
     else if (!node_usable(core, index, &why))
         text_set(ret->text, sizeof(ret->text), "%s", why);
+    else
+        manage_text(node, ret->text, sizeof(ret->text));
 }
 
 static bool vm_look(const struct mst_core *core, const struct vm *vm, struct mst_vm_look *ret)
@@ -223,7 +229,9 @@ const char *mst_core_trouble(const struct mst_core *core)
 {
     if (core_outdated(core))
         return core->outdated;
-    return core->trouble[0] ? core->trouble : core->frozen_text;
+    if (core->trouble[0])
+        return core->trouble;
+    return core->frozen_text[0] ? core->frozen_text : core->degraded_text;
 }
 
 uint64_t mst_core_term(const struct mst_core *core)

@@ -329,6 +329,12 @@ static bool confirm_dead(struct mst_core *core, struct queued_request *q, unsign
         return answer(core, q, -EBUSY,
                       "%s is connected and its counter is not frozen: it is not dead; node drain moves its VMs away",
                       node->conf.name);
+    if (node->manage.degraded || manage_answers(core, node))
+        return answer(
+            core, q, -EBUSY,
+            "%s answers at its management address: it is not dead, its VMs run; switch its power off, and it is given up %u "
+            "ms later",
+            node->conf.name, core->conf.keeper_silent_ms);
     if (!node->joined && core->now_ms - core->started_ms < core->conf.keeper_return_ms)
         return answer(core, q, -EBUSY,
                       "the coordinator has just started and %s has not called yet: it may live; ask again in %u ms",

@@ -19,7 +19,7 @@
 
 /* Whether the node is not seen to be well. sure: by the evidence that opens a recovery; otherwise by half of it, which is what a fence waits to be
  * cleared up: nodes that go together are noticed one after the other. */
-static bool away(const struct mst_core *core, const struct node *node, bool sure)
+bool node_away(const struct mst_core *core, const struct node *node, bool sure)
 {
     const struct mst_core_conf *conf = &core->conf;
     uint32_t silent_ms = sure ? conf->keeper_silent_ms : conf->keeper_silent_ms / 2;
@@ -50,7 +50,7 @@ static bool most_are_away(const struct mst_core *core, bool sure, unsigned *ret_
     *ret_lost = *ret_of = 0;
     for (unsigned i = 0; i < core->nodes_count; i++) {
         const struct node *node = &core->nodes[i];
-        bool gone = away(core, node, sure);
+        bool gone = node_away(core, node, sure);
         bool lost = gone && counts(core, node);
 
         *ret_lost += lost ? 1 : 0;
@@ -68,7 +68,7 @@ static void freeze_text(struct mst_core *core, unsigned lost, unsigned of)
     for (unsigned i = 0; i < core->nodes_count; i++) {
         const struct node *node = &core->nodes[i];
 
-        if (!away(core, node, true) || !counts(core, node))
+        if (!node_away(core, node, true) || !counts(core, node))
             continue;
         if (used < sizeof(names))
             used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s", used ? ", " : "", node->conf.name);
@@ -110,7 +110,7 @@ void storm_watch(struct mst_core *core)
     for (unsigned i = 0; i < core->nodes_count; i++) {
         struct node *node = &core->nodes[i];
 
-        if (away(core, node, false))
+        if (node_away(core, node, false))
             continue;
         node->well_ms = MAX_OF(core->now_ms, 1);
         node->mass_lost = false;
@@ -129,7 +129,7 @@ void storm_watch(struct mst_core *core)
     for (unsigned i = 0; i < core->nodes_count; i++) {
         struct node *node = &core->nodes[i];
 
-        node->mass_lost |= away(core, node, true) && counts(core, node);
+        node->mass_lost |= node_away(core, node, true) && counts(core, node);
     }
     freeze_text(core, lost, of);
     if (was)
@@ -161,7 +161,7 @@ void storm_accept(struct mst_core *core)
     for (unsigned i = 0; i < core->nodes_count; i++) {
         struct node *node = &core->nodes[i];
 
-        node->loss_accepted = node->loss_accepted || (away(core, node, false) && counts(core, node));
+        node->loss_accepted = node->loss_accepted || (node_away(core, node, false) && counts(core, node));
     }
     core->thawed_ms = 0;
     thaw(core);

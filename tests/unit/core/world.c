@@ -215,6 +215,20 @@ static int io_lease(void *impl, unsigned node, const struct mst_lease_grant *gra
     return 0;
 }
 
+static void io_manage(void *impl, unsigned node, const struct mst_lease_grant *lease)
+{
+    struct world *w = impl;
+    struct world_node *n = &w->nodes[node];
+
+    ck_assert(!n->question.used); /* one at a time */
+    n->questions++;
+    n->question.used = true;
+    n->question.ms = ms_of(w);
+    n->question.renews = lease != NULL;
+    if (lease)
+        n->question.lease = *lease;
+}
+
 static void io_close_link(void *impl, uint64_t link)
 {
     struct world *w = impl;
@@ -326,6 +340,7 @@ static struct mst_core_io io_of(struct world *w)
                              .fence_cancel = io_fence_cancel,
                              .read_slots = io_read_slots,
                              .lease = io_lease,
+                             .manage = io_manage,
                              .close_link = io_close_link,
                              .peers = io_peers,
                              .reply = io_reply,
@@ -617,13 +632,28 @@ static void finish_reads(struct world *w)
     }
 }
 
+static void beat_of(const struct world_node *n, struct mst_beat *ret)
+{
+    *ret = (struct mst_beat){.instance = n->hello.instance,
+                             .agent_up = true,
+                             .keeper_beat = n->beat,
+                             .agent_beat = n->agent_beat,
+                             .generation = n->generation,
+                             .lease_wanted = n->lease_wanted,
+                             .watchdog_ms = n->watchdog_ms};
+    if (n->lease.instance != n->hello.instance || n->lease.lease_ms == 0)
+        return;
+    ret->lease_renewal = n->lease.renewal;
+    ret->lease_strict = n->lease.strict;
+}
+
 static void beats(struct world *w)
 {
     struct mst_time t = time_of(w);
 
     for (unsigned i = 0; i < w->nodes_count; i++) {
         struct world_node *n = &w->nodes[i];
-        struct mst_beat beat = {.read_us = w->now_us, .instance = n->hello.instance, .agent_up = true};
+        struct mst_beat beat;
 
         if (!n->up || n->cut || !n->powered || n->reads_fail || n->beats_fail) {
             mst_core_beat_failed(w->core, &t, i, w->now_us);
@@ -633,17 +663,43 @@ static void beats(struct world *w)
             n->beat++;
         if (!n->frozen && !n->agent_frozen)
             n->agent_beat++;
-        beat.keeper_beat = n->beat;
-        beat.agent_beat = n->agent_beat;
-        beat.generation = n->generation;
-        if (n->lease.instance == n->hello.instance && n->lease.lease_ms != 0) {
-            beat.lease_renewal = n->lease.renewal;
-            beat.lease_strict = n->lease.strict;
-        }
-        beat.lease_wanted = n->lease_wanted;
-        beat.watchdog_ms = n->watchdog_ms;
+        beat_of(n, &beat);
+        beat.read_us = w->now_us;
         mst_core_beat(w->core, &t, i, &beat);
     }
+}
+
+static void answer_question(struct world *w, unsigned index)
+{
+    struct world_node *n = &w->nodes[index];
+    struct mst_managed answer = {.instance = n->manage_instance ? n->manage_instance : n->hello.instance,
+                                 .vms_running = 1,
+                                 .highest_term = n->hello.highest_term,
+                                 .highest_term_by = n->hello.highest_term_by,
+                                 .highest_decision = n->hello.highest_decision};
+    struct mst_time t = time_of(w);
+
+    if (!n->question.used || n->manage_mute)
+        return;
+    if (!n->up || !n->powered || n->manage_cut || n->frozen) {
+        if (ms_of(w) - n->question.ms < MST_MANAGE_ASK_MS)
+            return;
+        n->question.used = false;
+        mst_core_managed(w->core, &t, index, -ETIMEDOUT, "no answer in time", NULL);
+        return;
+    }
+    n->question.used = false;
+    if (n->question.renews && n->question.lease.instance == n->hello.instance && !n->manage_instance) {
+        ck_assert_uint_le(n->question.lease.beat, n->beat);
+        n->lease = n->question.lease;
+        n->lease_ms = n->question.ms;
+        n->leases_managed++;
+    }
+    n->beat++;
+    memcpy(answer.boot_id, n->hello.host_boot_id, sizeof(answer.boot_id));
+    answer.boot_id[1] = n->manage_boot;
+    beat_of(n, &answer.beat);
+    mst_core_managed(w->core, &t, index, 0, "", &answer);
 }
 
 /* The very last moment: the keeper hung right after it had looked, and touched the watchdog once more when it was all but over. */
@@ -675,6 +731,8 @@ static void turn(struct world *w)
     for (unsigned i = 0; i < w->nodes_count; i++)
         finish_fence(w, i);
     finish_reads(w);
+    for (unsigned i = 0; i < w->nodes_count; i++)
+        answer_question(w, i);
     watchdogs(w);
     if (w->now_us / 1000 % 50 == 0)
         beats(w);
@@ -715,8 +773,10 @@ void world_restart(struct world *w)
     memset(w->fences, 0, sizeof(w->fences));
     memset(w->reads, 0, sizeof(w->reads));
     memset(w->mail, 0, sizeof(w->mail));
-    for (unsigned i = 0; i < w->nodes_count; i++)
+    for (unsigned i = 0; i < w->nodes_count; i++) {
         w->nodes[i].link = 0;
+        w->nodes[i].question.used = false;
+    }
     w->now_us += 200000;
     w->conf.coordinator_instance++;
     ck_assert_int_eq(mst_core_new(&w->conf, &io, &w->core), 0);

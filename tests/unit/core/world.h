@@ -44,6 +44,17 @@ struct world_node {
     unsigned leases_asked;
     bool lease_wanted;
     uint32_t watchdog_ms; /* armed; 0: none */
+    /* Management address, for nodes that have one by w->conf: there whatever `cut` does. */
+    bool manage_cut;
+    bool manage_mute;         /* a question is never ended, not even by its deadline */
+    uint64_t manage_instance; /* another keeper answers; 0: this one */
+    uint8_t manage_boot;      /* after another boot; 0: this one */
+    unsigned questions, leases_managed;
+    struct {
+        bool used, renews;
+        uint64_t ms;
+        struct mst_lease_grant lease;
+    } question;
 };
 
 enum world_power { POWER_WORKS, POWER_FAILS, POWER_HANGS };

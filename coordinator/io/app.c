@@ -150,6 +150,11 @@ static int io_lease(void *impl, unsigned node, const struct mst_lease_grant *gra
     return watch_lease(impl, node, grant);
 }
 
+static void io_manage(void *impl, unsigned node, const struct mst_lease_grant *lease)
+{
+    manage_ask(impl, node, lease);
+}
+
 static void io_close_link(void *impl, uint64_t link)
 {
     links_close(impl, link);
@@ -220,6 +225,7 @@ static void on_tick(uv_timer_t *timer)
     mst_core_tick(app->core, &now);
     fences_tick(app);
     watch_tick(app);
+    manage_tick(app);
     links_tick(app);
     console_tick(app);
 }
@@ -297,6 +303,7 @@ static void core_conf(const struct mst_coordinator_conf *conf, struct mst_core_c
         to->port = conf->nodes[i].port;
         to->has_fence = conf->nodes[i].fence != NULL;
         to->watchdog_ms = conf->nodes[i].watchdog_proof_ms;
+        to->managed = conf->nodes[i].management != NULL;
         if (!to->has_fence && to->watchdog_ms == 0)
             log_warning("node=%s has no fence agent: if it dies, its VMs wait for `mainstayctl node confirm-dead %s`", to->name,
                         to->name);
@@ -312,6 +319,7 @@ static int core_open(struct app *app, struct mst_why *why)
                              .fence_cancel = io_fence_cancel,
                              .read_slots = io_read_slots,
                              .lease = io_lease,
+                             .manage = io_manage,
                              .close_link = io_close_link,
                              .peers = io_peers,
                              .reply = io_reply,

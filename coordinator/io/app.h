@@ -15,6 +15,7 @@
  *     app.c       start, stop, the core's table of functions, the tick
  *     links.c     control links of the keepers: Hello, messages, orders
  *     watch.c     watch links to the keepers: beat lines, slots
+ *     manage.c    questions to the keepers' management addresses
  *     operator.c  the operator's socket
  *     views.c     answers to queries
  *     lead.c      leading and standing by
@@ -61,6 +62,15 @@ struct app {
     uint64_t next_token; /* replies, links, console orders */
     struct control *controls[APP_CONTROLS_MAX];
     struct watch *watches[MST_NODES_MAX];
+    struct manage { /* a question to a management address */
+        struct app *app;
+        unsigned node;
+        struct mst_sock *sock; /* NULL: none, or it is closed */
+        bool asking;
+        uint64_t asked_us;
+        int err; /* it could not be asked: told from the tick */
+        struct mst_why why;
+    } manages[MST_NODES_MAX];
     struct mst_fence_run *fences[MST_NODES_MAX];
     struct fence_wait {
         struct app *app;
@@ -95,8 +105,14 @@ int watch_start(struct app *app, unsigned node, uint64_t instance); /* the node 
 void watch_on_sample(void *arg);
 void watch_read_slots(struct app *app, unsigned node);
 int watch_lease(struct app *app, unsigned node, const struct mst_lease_grant *grant); /* as lease of mst_core_io */
+void watch_lease_line(const struct app *app, const struct mst_lease_grant *grant, struct mst_lease_line *ret); /* with its sum */
+void watch_beat(const struct mst_beat_line *line, uint64_t read_us, struct mst_beat *ret); /* line: its sum was checked */
 void watch_tick(struct app *app);
 void watch_free_all(struct app *app); /* after the fabric was closed */
+
+/* manage.c */
+void manage_ask(struct app *app, unsigned node, const struct mst_lease_grant *lease); /* as manage of mst_core_io */
+void manage_tick(struct app *app);
 
 /* operator.c */
 int operator_open(struct app *app, struct mst_why *why);

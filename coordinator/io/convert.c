@@ -22,7 +22,8 @@ static_assert((int)MST_VM_HELD == (int)MAINSTAY__VM_RUN_STATE__VM_HELD &&
                   (int)MST_VM_STOPPING == (int)MAINSTAY__VM_RUN_STATE__VM_STOPPING,
               "phases");
 static_assert((int)MST_NODE_FENCED == (int)MAINSTAY__NODE_STATE__NODE_FENCED &&
-                  (int)MST_NODE_FAILING == (int)MAINSTAY__NODE_STATE__NODE_FAILING,
+                  (int)MST_NODE_FAILING == (int)MAINSTAY__NODE_STATE__NODE_FAILING &&
+                  (int)MST_NODE_DEGRADED == (int)MAINSTAY__NODE_STATE__NODE_DEGRADED,
               "node states");
 
 static void copy(char *to, size_t size, const char *from)

@@ -252,6 +252,21 @@ static void lease_written(void *arg, int err)
         log_debug("node=%s its lease was not written: %s", name_of(watch), mst_errname(err));
 }
 
+void watch_lease_line(const struct app *app, const struct mst_lease_grant *grant, struct mst_lease_line *ret)
+{
+    *ret = (struct mst_lease_line){.instance = grant->instance,
+                                   .term = grant->term,
+                                   .coordinator = app->instance,
+                                   .renewal = grant->renewal,
+                                   .beat = grant->beat,
+                                   .lease_ms = grant->lease_ms,
+                                   .flags = grant->strict ? MST_LEASE_STRICT : 0,
+                                   .coordinator_id = app->conf->id,
+                                   .decision = (uint32_t)grant->decision,
+                                   .version = MST_LEASE_VERSION};
+    ret->crc32c = mst_crc32c(ret, offsetof(struct mst_lease_line, crc32c));
+}
+
 int watch_lease(struct app *app, unsigned node, const struct mst_lease_grant *grant)
 {
     struct watch *watch = app->watches[node];
@@ -267,17 +282,7 @@ int watch_lease(struct app *app, unsigned node, const struct mst_lease_grant *gr
         r = mst_region_new(leg->link, watch->line, sizeof(*watch->line), MST_ACCESS_LOCAL, &watch->line_region, NULL);
     if (r < 0)
         return r;
-    *watch->line = (struct mst_lease_line){.instance = grant->instance,
-                                           .term = grant->term,
-                                           .coordinator = app->instance,
-                                           .renewal = grant->renewal,
-                                           .beat = grant->beat,
-                                           .lease_ms = grant->lease_ms,
-                                           .flags = grant->strict ? MST_LEASE_STRICT : 0,
-                                           .coordinator_id = app->conf->id,
-                                           .decision = (uint32_t)grant->decision,
-                                           .version = MST_LEASE_VERSION};
-    watch->line->crc32c = mst_crc32c(watch->line, offsetof(struct mst_lease_line, crc32c));
+    watch_lease_line(app, grant, watch->line);
     r = mst_link_write(leg->link, watch->line_region, 0, leg->grant_addr + offset, leg->grant_rkey, sizeof(*watch->line),
                        LEASE_WRITE_MS, lease_written, watch);
     watch->writing = r == 0;
@@ -453,6 +458,21 @@ static void leg_tick(struct leg_state *leg, uint64_t now_ms)
 
 /* --- beats --- */
 
+void watch_beat(const struct mst_beat_line *line, uint64_t read_us, struct mst_beat *ret)
+{
+    *ret = (struct mst_beat){.read_us = read_us,
+                             .keeper_beat = line->keeper_beat,
+                             .agent_beat = line->agent_beat,
+                             .generation = line->generation,
+                             .vm_fault_flags = line->vm_fault_flags,
+                             .instance = line->instance,
+                             .agent_up = line->agent_state == MST_AGENT_UP,
+                             .lease_renewal = line->lease_renewal,
+                             .lease_wanted = (line->flags & MST_BEAT_LEASE_WANTED) != 0,
+                             .lease_strict = (line->flags & MST_BEAT_LEASE_STRICT) != 0,
+                             .watchdog_ms = (line->flags >> MST_BEAT_WATCHDOG_SHIFT) * 1000u};
+}
+
 static void take_sample(struct watch *watch)
 {
     struct mst_watch_sample sample;
@@ -478,17 +498,7 @@ static void take_sample(struct watch *watch)
         return;
     }
     watch->bad_sum = false;
-    beat = (struct mst_beat){.read_us = sample.last_read_ns / 1000,
-                             .keeper_beat = line.keeper_beat,
-                             .agent_beat = line.agent_beat,
-                             .generation = line.generation,
-                             .vm_fault_flags = line.vm_fault_flags,
-                             .instance = line.instance,
-                             .agent_up = line.agent_state == MST_AGENT_UP,
-                             .lease_renewal = line.lease_renewal,
-                             .lease_wanted = (line.flags & MST_BEAT_LEASE_WANTED) != 0,
-                             .lease_strict = (line.flags & MST_BEAT_LEASE_STRICT) != 0,
-                             .watchdog_ms = (line.flags >> MST_BEAT_WATCHDOG_SHIFT) * 1000u};
+    watch_beat(&line, sample.last_read_ns / 1000, &beat);
     mst_core_beat(watch->app->core, &now, watch->node, &beat);
 }
 

@@ -64,6 +64,14 @@ static void io_read_slots(void *impl, unsigned node)
     rig->reads[node]++;
 }
 
+static void io_manage(void *impl, unsigned node, const struct mst_lease_grant *lease)
+{
+    struct rig *rig = impl;
+
+    FUZZ_CHECK(node < RIG_NODES && !rig->questions[node] && (!lease || lease->instance != 0));
+    rig->questions[node] = true;
+}
+
 static void io_close_link(void *impl, uint64_t link)
 {
     struct rig *rig = impl;
@@ -110,6 +118,7 @@ void rig_open(struct rig *rig)
                                             .fence = io_fence,
                                             .fence_cancel = io_fence_cancel,
                                             .read_slots = io_read_slots,
+                                            .manage = io_manage,
                                             .close_link = io_close_link,
                                             .peers = io_peers,
                                             .reply = io_reply,
@@ -136,6 +145,7 @@ void rig_open(struct rig *rig)
         node->id = i + 1;
         node->port = 7471;
         node->has_fence = i + 1 < RIG_NODES;
+        node->managed = i > 0;
     }
     io.impl = rig;
     rig->now.us = 1000000;
@@ -234,6 +244,14 @@ void rig_slots(struct rig *rig, unsigned node, int err, const struct mst_slot *s
     mst_core_slots(rig->core, &rig->now, node, err, err ? "it does not answer" : "", &info, slots, count);
 }
 
+void rig_managed(struct rig *rig, unsigned node, const struct mst_managed *answer)
+{
+    if (!rig->questions[node])
+        return;
+    rig->questions[node] = false;
+    mst_core_managed(rig->core, &rig->now, node, answer ? 0 : -ETIMEDOUT, answer ? "" : "no answer in time", answer);
+}
+
 uint64_t rig_token(struct rig *rig)
 {
     return rig->next_token + 1 < RIG_TOKENS ? ++rig->next_token : 0;
@@ -275,7 +293,7 @@ void rig_look(const struct rig *rig)
 
     for (unsigned i = 0; i < mst_core_nodes(rig->core); i++) {
         mst_core_node(rig->core, &rig->now, i, &node);
-        FUZZ_CHECK(node.state <= MST_NODE_FAILING && memchr(node.text, '\0', sizeof(node.text)));
+        FUZZ_CHECK(node.state <= MST_NODE_DEGRADED && memchr(node.text, '\0', sizeof(node.text)));
     }
     /* What is shown goes into messages, which take names and known values only: one bad row would leave the operator without any view. */
     for (unsigned i = 0; mst_core_vm(rig->core, i, &vm); i++)

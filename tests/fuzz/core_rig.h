@@ -31,6 +31,7 @@ struct rig {
         uint64_t token;
     } fences[RIG_NODES];
     unsigned reads[RIG_NODES]; /* read_slots not answered yet */
+    bool questions[RIG_NODES]; /* at management addresses, not answered yet */
     uint64_t links[RIG_NODES], instances[RIG_NODES];
     uint64_t next_link, next_token;
     bool replied[RIG_TOKENS];
@@ -49,6 +50,8 @@ void rig_hello_of(struct mst_hello *hello, unsigned node, uint64_t instance);
 void rig_answer(struct rig *rig, unsigned i, struct mst_answer *answer);
 void rig_fence_done(struct rig *rig, unsigned node, int err);
 void rig_slots(struct rig *rig, unsigned node, int err, const struct mst_slot *slots, unsigned count);
+/* NULL: no answer. Nothing when nobody asks. */
+void rig_managed(struct rig *rig, unsigned node, const struct mst_managed *answer);
 /* A number for mst_core_report and mst_core_request; 0 when there are no more. */
 uint64_t rig_token(struct rig *rig);
 /* Everything that waits is answered as a healthy cluster would. */

@@ -28,6 +28,7 @@ enum {
     REQUEST,
     MESSAGE,
     OBEY,
+    MANAGED,
     OPS
 };
 
@@ -252,6 +253,18 @@ static void message(struct fuzz_in *in)
     free(frame);
 }
 
+static void managed(struct fuzz_in *in)
+{
+    unsigned node = node_of(in), how = fuzz_u8(in);
+    struct mst_managed answer = {.instance = rig.instances[node] + (how & 3), .vms_running = how >> 4};
+
+    answer.boot_id[0] = (uint8_t)(how >> 4);
+    answer.highest_decision = how & 8 ? fuzz_u8(in) : 0;
+    answer.beat.instance = answer.instance;
+    answer.beat.keeper_beat = fuzz_u16(in);
+    rig_managed(&rig, node, how == 0xff ? NULL : &answer);
+}
+
 static void link_closed(struct fuzz_in *in)
 {
     unsigned node = node_of(in);
@@ -311,6 +324,9 @@ static void step(struct fuzz_in *in)
         break;
     case MESSAGE:
         message(in);
+        break;
+    case MANAGED:
+        managed(in);
         break;
     default:
         rig_obey(&rig);
@@ -439,5 +455,16 @@ void fuzz_seeds(void)
     OP(REQUEST, MST_REQ_CONFIRM_DEAD - 1, 2, 0);
     OP(HELLO, 2, 99, 0, 2, 1, 1, 2, 3, 2, 1, 3, 0);
     done("return");
+    cluster_begins();
+    OP(LINK_CLOSED, 1);
+    for (unsigned i = 0; i < 5; i++) {
+        OP(TIME, 0xe8, 0x03);
+        OP(MANAGED, 1, 0, 9, (uint8_t)i);
+        OP(COMMIT, 0);
+    }
+    OP(MANAGED, 1, 0xff, 0, 0);
+    OP(TIME, 0x88, 0x13);
+    OP(OBEY, OBEY);
+    done("degraded");
     seed_messages();
 }

@@ -399,6 +399,15 @@ static int io_lease(void *impl, unsigned node, const struct mst_lease_grant *gra
     return r;
 }
 
+static void io_manage(void *impl, unsigned node, const struct mst_lease_grant *lease)
+{
+    if (sim_muted())
+        return;
+    manage_ask(impl, node, lease);
+    if (lease && sim_on_lease)
+        sim_on_lease(node);
+}
+
 static void io_close_link(void *impl, uint64_t link)
 {
     links_close(impl, link);
@@ -505,6 +514,7 @@ static void tick(void *arg)
     mst_core_tick(app->core, &now);
     fences_tick(app);
     watch_tick(app);
+    manage_tick(app);
     links_tick(app);
 }
 
@@ -539,6 +549,7 @@ static void core_conf(const struct sim_coord *coord, struct mst_core_conf *conf)
         to->port = members[i].port;
         to->has_fence = members[i].fence != NULL;
         to->watchdog_ms = members[i].watchdog_proof_ms;
+        to->managed = members[i].management != NULL;
     }
 }
 
@@ -575,6 +586,7 @@ void app_lead(struct app *app)
                              .fence_cancel = io_fence_cancel,
                              .read_slots = io_read_slots,
                              .lease = io_lease,
+                             .manage = io_manage,
                              .close_link = io_close_link,
                              .peers = io_peers,
                              .reply = io_reply,
@@ -663,6 +675,7 @@ void sim_coord_kill(struct sim_coord *coord, uint64_t back_after_ms)
         sim_proc_kill(&coord->host->coord);
         coord->app = NULL;
         sim_fabric_proc_gone(coord->host, &coord->host->coord);
+        sim_socket_proc_gone(&coord->host->coord);
         for (unsigned i = 0; i < W->conf.nodes; i++) {
             if (W->hosts[i].fence_running && W->hosts[i].fence_coord == coord->index) {
                 W->hosts[i].fence_running = false;
@@ -719,6 +732,7 @@ struct sim_coord *sim_coord_new(unsigned index, struct sim_host *host)
                                               .address = W->hosts[i].address,
                                               .port = MST_NODE_PORT,
                                               .watchdog_proof_ms = W->hosts[i].dog_conf.timeout_s * 1000,
+                                              .management = W->hosts[i].conf.management,
                                               .fence = W->hosts[i].has_fence ? &fence_conf : NULL};
     replies_count = 0;
     return coord;

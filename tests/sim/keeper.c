@@ -76,7 +76,7 @@ void sim_keeper_kill(struct sim_host *host, uint64_t back_after_ms)
         sim_proc_kill(&host->keeper);
         host->k = NULL;
         host->lock_life = 0;
-        host->sockserv = NULL;
+        host->sockserv = host->manageserv = NULL;
         sim_fabric_proc_gone(host, &host->keeper);
         sim_socket_proc_gone(&host->keeper);
         sim_tasks_orphaned(host);
@@ -114,7 +114,7 @@ void sim_power_off(struct sim_host *host, const char *why)
     sim_socket_proc_gone(&host->agent);
     host->k = NULL;
     host->a = NULL;
-    host->sockserv = NULL;
+    host->sockserv = host->manageserv = NULL;
     host->lock_life = 0;
     sim_files_gone(host);
     if (host->reboot_ns) {

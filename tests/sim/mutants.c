@@ -70,6 +70,8 @@ static const struct mutant {
     {51, "I3", "an order tells of a decision that is not durable yet", CHECKER},
     {52, "I10", "an old copy that was started often enough counts as new", CHECKER},
     {55, "I3", "a recovery is acted for while its next step is under way", CHECKER},
+    {58, "LIVE", "whoever answers at a management address is the keeper that is missed", CHECKER},
+    {59, "I9", "the proof by lease does not count from renewals that went over the management address", CHECKER},
     {54, "I2", "a plan does not look whether a newer grant is to be fenced first", CRASH}, /* grant() does */
 };
 #define MUTANTS (sizeof(mutants) / sizeof(mutants[0]))

@@ -1242,12 +1242,15 @@ static const struct scenario scenarios[] = {
 
 static size_t scenarios_count(void)
 {
-    return SCENARIOS + scenarios_coords_count;
+    return SCENARIOS + scenarios_coords_count + scenarios_manage_count;
 }
 
 static const struct scenario *scenario_at(size_t i)
 {
-    return i < SCENARIOS ? &scenarios[i] : &scenarios_coords[i - SCENARIOS];
+    if (i < SCENARIOS)
+        return &scenarios[i];
+    i -= SCENARIOS;
+    return i < scenarios_coords_count ? &scenarios_coords[i] : &scenarios_manage[i - scenarios_coords_count];
 }
 
 static void tell(size_t i, uint64_t chance, FILE *out, struct sim_result *ret)

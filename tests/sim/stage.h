@@ -24,6 +24,8 @@ struct scenario {
 };
 extern const struct scenario scenarios_coords[];
 extern const size_t scenarios_coords_count;
+extern const struct scenario scenarios_manage[];
+extern const size_t scenarios_manage_count;
 
 /* n1 n2 n3 (4 for what is larger), each with room for everything; vm0, vm1, ... with a checkpoint every 300 ms */
 void stage(unsigned nodes, unsigned vms);

@@ -227,6 +227,10 @@ static void vms_make(uint64_t seed)
         if ((seed / 9 + i) % 2)
             sim_watchdog(&W->hosts[i], 1 + (uint32_t)(seed / 18 + i) % 4);
     }
+    for (unsigned i = 0; seed % 4 == 1 && i < W->conf.nodes; i++) {
+        if ((seed / 4 + i) % 3)
+            sim_managed(&W->hosts[i]);
+    }
     for (unsigned i = 0; i < W->conf.vms; i++) {
         struct mst_definition def = {.memory_mib = 1 + pick(4), .vcpus = 1 + pick(2), .priority = pick(5)};
 
@@ -352,11 +356,24 @@ static void block(unsigned from, unsigned to, bool on)
         W->net.blocked[from][to]--;
 }
 
+/* A node with a management address has two networks: both are cut, or one alone. All other faults of the network are of RDMA alone. */
+static bool cut_management(const struct sim_fault *fault, unsigned a, bool on)
+{
+    unsigned way = fault->kind == FAULT_CUT && W->hosts[a].conf.management ? fault->x % 4 : 0;
+
+    if (way != 0 && on)
+        W->net.manage_cut[a]++;
+    else if (way != 0 && W->net.manage_cut[a] > 0)
+        W->net.manage_cut[a]--;
+    return way == 1;
+}
+
 static void cut(const struct sim_fault *fault, bool on)
 {
     unsigned a = fault->a % W->conf.nodes, b = fault->b % W->hosts_count;
+    bool alone = cut_management(fault, a, on);
 
-    for (unsigned i = 0; i < W->hosts_count; i++) {
+    for (unsigned i = 0; !alone && i < W->hosts_count; i++) {
         if (fault->kind == FAULT_CUT || fault->kind == FAULT_FLAP) {
             block(a, i, on);
             block(i, a, on);

@@ -35,7 +35,8 @@ static void node_conf(struct sim_host *host)
     conf->coordinators = host->coordinators;
     conf->coordinators_count = W->conf.coords;
     for (unsigned i = 0; i < W->conf.coords; i++)
-        host->coordinators[i] = (struct mst_coordinator_addr){W->hosts[W->conf.nodes + i].address, MST_COORDINATOR_PORT};
+        host->coordinators[i] = (struct mst_coordinator_addr){W->hosts[W->conf.nodes + i].address, MST_COORDINATOR_PORT,
+                                                              W->hosts[W->conf.nodes + i].management};
 }
 
 static void host_init(struct sim_host *host, unsigned index)
@@ -48,6 +49,7 @@ static void host_init(struct sim_host *host, unsigned index)
         snprintf(host->name, sizeof(host->name), "c%u", index - W->conf.nodes + 1);
     snprintf(host->address, sizeof(host->address), "10.9.%u.%u", host->is_node ? 0 : 1,
              host->is_node ? index + 1 : index - W->conf.nodes + 1);
+    snprintf(host->management, sizeof(host->management), "10.8%.20s", host->address + 4);
     snprintf(host->keeper.name, sizeof(host->keeper.name), "n%u.keeper", index + 1);
     snprintf(host->agent.name, sizeof(host->agent.name), "n%u.agent", index + 1);
     snprintf(host->coord.name, sizeof(host->coord.name), "c%u.coord", index - W->conf.nodes + 1);
@@ -91,6 +93,12 @@ unsigned sim_vm_index(const char *name)
             return i;
     }
     return SIM_VMS_MAX;
+}
+
+void sim_managed(struct sim_host *host)
+{
+    host->management_conf = (struct mst_management_conf){host->management, MST_MANAGEMENT_PORT};
+    host->conf.management = &host->management_conf;
 }
 
 void sim_watchdog(struct sim_host *host, uint32_t timeout_s)

@@ -66,7 +66,7 @@ enum sim_power { POWER_WORKS, POWER_FAILS, POWER_HANGS, POWER_LATE_ANSWER, POWER
 
 struct sim_host {
     unsigned index;
-    char name[16], address[32];
+    char name[16], address[32], management[32];
     bool is_node, powered;
     uint32_t boot;
     uint8_t boot_id[16];
@@ -81,9 +81,10 @@ struct sim_host {
     struct mst_keeper *k; /* of the living keeper */
     struct mst_node_conf conf;
     struct mst_coordinator_addr coordinators[SIM_COORDS_MAX];
+    struct mst_management_conf management_conf; /* conf.management NULL: it has none */
     char conf_text[8][48];
     struct mst_fabric *fabric; /* of the process that has the card open */
-    struct mst_sockserv *sockserv;
+    struct mst_sockserv *sockserv, *manageserv;
     struct sim_agent *a;
     uint64_t lock_life;
     uint64_t keeper_up_ns; /* when systemd starts it again */
@@ -110,6 +111,7 @@ struct sim_net {
     uint8_t blocked[SIM_HOSTS_MAX][SIM_HOSTS_MAX]; /* from, to: how many faults block it */
     uint16_t loss[SIM_HOSTS_MAX];                  /* per mille, of each packet from or to the host */
     uint32_t slow_us[SIM_HOSTS_MAX];
+    uint8_t manage_cut[SIM_HOSTS_MAX];    /* the management network, which is another one: so many faults cut the host off */
     uint32_t narrow_bytes[SIM_HOSTS_MAX]; /* what is longer is lost (a switch with a smaller MTU), 0: nothing is */
 };
 
@@ -142,6 +144,7 @@ extern struct sim_world *W;
 
 struct sim_world *sim_world_new(const struct sim_conf *conf); /* everything powered on and started */
 void sim_world_free(void);
+void sim_managed(struct sim_host *host);                      /* before its keeper starts: it has a management address */
 void sim_watchdog(struct sim_host *host, uint32_t timeout_s); /* before its keeper starts: it has one, and it counts as proof */
 
 /* host.c */

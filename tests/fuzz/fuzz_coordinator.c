@@ -15,7 +15,7 @@
  * the simulator's machine. Three nodes with their main storage and an operator are the input. Messages are any bytes; what a real peer would
  * know and a fuzzer cannot guess (instance, number of the order it answers, keys of memory) is put in where the input asks for it. */
 
-enum { NODE, KEYS, MEMORY, OPERATOR, OBEY, TIME, LINK, FENCE, STORE, NEW_LIFE, OPS };
+enum { NODE, KEYS, MEMORY, OPERATOR, OBEY, TIME, LINK, FENCE, STORE, NEW_LIFE, MANAGE, OPS };
 enum { NODE_MASK = 3, FIX_REPLY = 4, FIX_INSTANCE = 8, FIX_KEYS = 16, LEG = 32 };
 enum { BEAT, INFO, SAVE, STATUS, RAW, MEMORIES };
 enum { CALL, CLOSE_CONTROL, CLOSE_LEG, OPERATOR_GOES, OPERATOR_COMES, CARD, LINKS };
@@ -35,6 +35,7 @@ struct order { /* as the node got it */
 static struct node {
     struct sim_host *host;
     struct mst_link *control, *leg[2];
+    struct mst_sock *manage; /* the last that has asked at its management address */
     struct mst_region *status_region[2], *grant_region[2];
     struct mst_status_area status;
     struct mst_grant_area grants;
@@ -117,6 +118,11 @@ static int io_lease(void *impl, unsigned node, const struct mst_lease_grant *gra
     return watch_lease(impl, node, grant);
 }
 
+static void io_manage(void *impl, unsigned node, const struct mst_lease_grant *lease)
+{
+    manage_ask(impl, node, lease);
+}
+
 static void io_close_link(void *impl, uint64_t link)
 {
     links_close(impl, link);
@@ -152,6 +158,7 @@ static void tick(void *arg)
     watch_on_sample(us.app);
     mst_core_tick(us.app->core, &now);
     watch_tick(us.app);
+    manage_tick(us.app);
     links_tick(us.app);
     console_tick(us.app);
 }
@@ -159,14 +166,18 @@ static void tick(void *arg)
 static const struct mst_coordinator_conf *conf_make(void)
 {
     static struct mst_member_conf members[NODES];
+    static struct mst_management_conf management[NODES];
     static struct mst_fence_conf fence;
     static struct mst_coordinator_conf conf;
 
+    for (unsigned i = 0; i < NODES; i++)
+        management[i] = (struct mst_management_conf){nodes[i].host->management, MST_MANAGEMENT_PORT};
     for (unsigned i = 0; i < NODES; i++)
         members[i] = (struct mst_member_conf){.name = nodes[i].host->name,
                                               .id = i + 1,
                                               .address = nodes[i].host->address,
                                               .port = MST_NODE_PORT,
+                                              .management = i < 2 ? &management[i] : NULL,
                                               .fence = i + 1 < NODES ? &fence : NULL};
     conf = (struct mst_coordinator_conf){.cluster = (char *)"sim",
                                          .id = 1,
@@ -187,6 +198,7 @@ static void boot(void *arg)
                                             .fence_cancel = io_fence_cancel,
                                             .read_slots = io_read_slots,
                                             .lease = io_lease,
+                                            .manage = io_manage,
                                             .close_link = io_close_link,
                                             .peers = io_peers,
                                             .reply = io_reply,
@@ -216,7 +228,7 @@ static void boot(void *arg)
                                   .lease_ms = 10000,
                                   .nodes_count = NODES};
     for (unsigned i = 0; i < NODES; i++) {
-        conf.nodes[i] = (struct mst_member){.id = i + 1, .port = MST_NODE_PORT, .has_fence = i + 1 < NODES};
+        conf.nodes[i] = (struct mst_member){.id = i + 1, .port = MST_NODE_PORT, .has_fence = i + 1 < NODES, .managed = i < 2};
         snprintf(conf.nodes[i].name, sizeof(conf.nodes[i].name), "n%u", i + 1);
         snprintf(conf.nodes[i].address, sizeof(conf.nodes[i].address), "%s", nodes[i].host->address);
     }
@@ -329,10 +341,41 @@ static void life_new(struct node *node)
     node->orders_count = 0;
 }
 
+static void manage_message(struct mst_sock *sock, const mst_envelope *env, void *arg)
+{
+    struct node *node = arg;
+
+    FUZZ_CHECK(env->body_case == MAINSTAY__ENVELOPE__BODY_MANAGE_ASK && strcmp(env->manage_ask->node, node->host->name) == 0);
+    node->manage = sock;
+}
+
+static void manage_closed(struct mst_sock *sock, int err, const struct mst_why *why, void *arg)
+{
+    struct node *node = arg;
+
+    (void)err, (void)why;
+    if (node->manage == sock)
+        node->manage = NULL;
+}
+
+static int manage_accept(struct mst_sock *sock, const char *peer_address, void *arg, const struct mst_sock_events **ret_events,
+                         void **ret_arg)
+{
+    static const struct mst_sock_events events = {manage_message, manage_closed};
+
+    (void)sock, (void)peer_address;
+    *ret_events = &events;
+    *ret_arg = arg;
+    return 0;
+}
+
 static void listens(void *arg)
 {
     struct node *node = arg;
+    struct mst_sockserv *serv;
     struct mst_why why;
+
+    FUZZ_CHECK(mst_sockserv_open_tcp(NULL, node->host->management, MST_MANAGEMENT_PORT, manage_accept, node, &serv, &why) == 0);
 
     FUZZ_CHECK(mst_fabric_open(NULL, node->host->address, &node->host->fabric, &why) == 0);
     FUZZ_CHECK(mst_fabric_listen(node->host->fabric, MST_NODE_PORT, on_accept, node, &why) == 0);
@@ -470,6 +513,13 @@ static void fix(mst_envelope *env, struct node *node, unsigned how)
             env->hello->instance = node->instance;
         else if (env->body_case == MAINSTAY__ENVELOPE__BODY_KEYS)
             env->keys->instance = node->instance;
+    }
+    if (how & FIX_INSTANCE && env->body_case == MAINSTAY__ENVELOPE__BODY_MANAGE_ANSWER) {
+        struct mst_beat_line beat = node->status.beat, whole;
+
+        beat.instance = env->manage_answer->instance = node->instance;
+        mst_beat_write(&whole, &beat);
+        memcpy(env->manage_answer->beat.data, &whole, sizeof(whole));
     }
     if (!(how & FIX_KEYS) || env->body_case != MAINSTAY__ENVELOPE__BODY_KEYS || !node->leg[leg] || !node->status_region[leg])
         return;
@@ -647,6 +697,9 @@ static void step(struct fuzz_in *in)
         break;
     case STORE:
         us.store_err = how & 1 ? -ENOSPC : 0;
+        break;
+    case MANAGE:
+        message(in, &node->host->keeper, NULL, node->manage, node, how);
         break;
     default:
         life_new(node);
@@ -888,6 +941,30 @@ static void seed_reports(void)
     done("vm-fault");
 }
 
+static void seed_degraded(void)
+{
+    Mainstay__ManageAnswer answer = MAINSTAY__MANAGE_ANSWER__INIT;
+    uint8_t boot[16] = {1, 1}, beat[MST_LINE_BYTES] = {0};
+
+    cluster();
+    answer.host_boot_id = (ProtobufCBinaryData){.len = sizeof(boot), .data = boot};
+    answer.beat = (ProtobufCBinaryData){.len = sizeof(beat), .data = beat};
+    answer.cluster = (char *)"sim";
+    answer.node = (char *)"n1";
+    op(LINK, 0 | CLOSE_CONTROL << 3);
+    op(LINK, 0 | CLOSE_LEG << 3);
+    op(LINK, 4 | CLOSE_LEG << 3);
+    op(LINK, 0 | CARD << 3);
+    for (unsigned i = 0; i < 12; i++) {
+        memory_op(0, BEAT, 0, "", 0);
+        SAY(MANAGE, FIX_INSTANCE, MANAGE_ANSWER, manage_answer, &answer);
+        op(TIME, 25);
+    }
+    SAY(MANAGE, 0, MANAGE_ANSWER, manage_answer, &answer); /* another instance, and a line that does not check */
+    op(TIME, 200);
+    done("degraded");
+}
+
 void fuzz_seeds(void)
 {
     cluster();
@@ -895,6 +972,7 @@ void fuzz_seeds(void)
     seed_consoles();
     seed_requests();
     seed_reports();
+    seed_degraded();
     cluster();
     memory_op(0, SAVE, 1u << 8 | 1u << 10, "", 0);
     memory_op(0, RAW, 128, "\1", 1);

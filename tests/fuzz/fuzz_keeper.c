@@ -15,7 +15,7 @@
  * to is the input: two coordinators, its agent, another node's keeper with its memory. Messages are any bytes; what a real peer would know
  * and a fuzzer cannot guess (instance, term, number of the request it answers, keys of memory) is put in where the input asks for it. */
 
-enum { CONTROL, AGENT, KEYS, LEASE, MEMORY, TIME, LINK, STOP, QEMU_ENDS, SAVE, OPS };
+enum { CONTROL, AGENT, KEYS, LEASE, MEMORY, TIME, LINK, STOP, QEMU_ENDS, SAVE, MANAGE, OPS };
 enum { FIX_INSTANCE = 1, FIX_TERM = 2, FIX_REPLY = 4, FIX_ID = 8, FIX_KEYS = 16, FIX_SOURCE = 32, SECOND = 64 };
 enum {
     CLOSE_1,
@@ -49,7 +49,7 @@ struct memory { /* of the other node */
 static struct {
     struct sim_host *n1, *n2, *c[2];
     struct mst_link *control[2], *watch, *pull, *pulled; /* pull: ours to the keeper; pulled: the keeper's to us */
-    struct mst_sock *agent;
+    struct mst_sock *agent, *manage;
     uint64_t asked_by_control[2], asked_by_agent, next_id; /* newest request of the keeper, to be answered */
     struct mst_region *region[MST_AREA_KINDS], *status, *line_region;
     uint64_t grant_addr;
@@ -346,6 +346,35 @@ void sim_agent_unmap(struct sim_host *host, const struct sim_file *file)
     (void)host, (void)file;
 }
 
+/* --- whoever asks at the management address --- */
+
+static void manage_message(struct mst_sock *sock, const mst_envelope *env, void *arg)
+{
+    struct mst_beat_line beat;
+
+    (void)sock, (void)arg;
+    FUZZ_CHECK(env->body_case == MAINSTAY__ENVELOPE__BODY_MANAGE_ANSWER);
+    memcpy(&beat, env->manage_answer->beat.data, sizeof(beat));
+    FUZZ_CHECK(mst_beat_check(&beat) == 0 && beat.instance == env->manage_answer->instance);
+}
+
+static void manage_closed(struct mst_sock *sock, int err, const struct mst_why *why, void *arg)
+{
+    (void)err, (void)why, (void)arg;
+    if (us.manage == sock)
+        us.manage = NULL;
+}
+
+static void manage_call(void *arg)
+{
+    static const struct mst_sock_events events = {manage_message, manage_closed};
+    struct mst_why why;
+
+    (void)arg;
+    if (mst_sock_connect_tcp(NULL, us.n1->management, MST_MANAGEMENT_PORT, &events, NULL, &us.manage, &why) < 0)
+        us.manage = NULL;
+}
+
 /* --- saying --- */
 
 struct said { /* by a process of ours */
@@ -397,6 +426,21 @@ static void fix_source(mst_envelope *env)
         source->instance = keeper()->instance; /* an older epoch of its own */
 }
 
+static void line_make(uint32_t flags, uint32_t lease_ms, uint32_t back)
+{
+    const struct mst_keeper *k = keeper();
+
+    us.line = (struct mst_lease_line){.instance = k->instance,
+                                      .term = mst_guard_term(k->guard),
+                                      .coordinator = mst_guard_term_by(k->guard),
+                                      .renewal = (mst_guard_term_by(k->guard) & UINT32_MAX) << 32 | ++us.renewal,
+                                      .beat = k->beat - back,
+                                      .lease_ms = lease_ms,
+                                      .flags = flags,
+                                      .coordinator_id = 1,
+                                      .version = MST_LEASE_VERSION};
+}
+
 static void fix(mst_envelope *env, unsigned how, uint64_t asked)
 {
     const struct mst_keeper *k = keeper();
@@ -421,6 +465,11 @@ static void fix(mst_envelope *env, unsigned how, uint64_t asked)
         fix_keys(env->keys);
     if (how & FIX_SOURCE && k)
         fix_source(env);
+    if (how & FIX_TERM && k && env->body_case == MAINSTAY__ENVELOPE__BODY_MANAGE_ASK && env->manage_ask->has_lease) {
+        line_make(how >> 7, MST_LEASE_MS_MIN, 1);
+        us.line.crc32c = mst_crc32c(&us.line, offsetof(struct mst_lease_line, crc32c));
+        memcpy(env->manage_ask->lease.data, &us.line, sizeof(us.line));
+    }
 }
 
 /* A body with a header made for it, corrected as how says; what is no message goes out as it is. */
@@ -479,15 +528,7 @@ static void lease(struct fuzz_in *in)
 
     if (!k || !us.watch || us.grant_addr == 0)
         return;
-    us.line = (struct mst_lease_line){.instance = k->instance,
-                                      .term = mst_guard_term(k->guard),
-                                      .coordinator = mst_guard_term_by(k->guard),
-                                      .renewal = (mst_guard_term_by(k->guard) & UINT32_MAX) << 32 | ++us.renewal,
-                                      .beat = k->beat - back,
-                                      .lease_ms = lease_ms,
-                                      .flags = how & 1,
-                                      .coordinator_id = 1,
-                                      .version = MST_LEASE_VERSION};
+    line_make(how & 1, lease_ms, back);
     patch(&us.line, sizeof(us.line), how >> 2, piece, len);
     if (!(how & 2))
         us.line.crc32c = mst_crc32c(&us.line, offsetof(struct mst_lease_line, crc32c));
@@ -669,6 +710,11 @@ static void step(struct fuzz_in *in)
     case SAVE:
         save(fuzz_u8(in));
         break;
+    case MANAGE: /* a stranger, or a coordinator */
+        how = fuzz_u8(in);
+        sim_as(how & SECOND ? &us.n2->keeper : &us.c[0]->coord, manage_call, NULL);
+        message(in, how & SECOND ? &us.n2->keeper : &us.c[0]->coord, NULL, us.manage, 0, how);
+        break;
     default:
         for (struct sim_task *task = us.n1->tasks; task; task = task->next)
             if (!task->is_agent && task->alive)
@@ -699,6 +745,7 @@ static void begin(void)
     us.n2 = &W->hosts[1];
     us.c[0] = &W->hosts[2];
     us.c[1] = &W->hosts[3];
+    sim_managed(us.n1);
     if (!memory.status)
         memory_make();
     keep(true);
@@ -1027,6 +1074,26 @@ static void seed_drops(void)
     done("drops");
 }
 
+static void seed_manage(void)
+{
+    Mainstay__ManageAsk ask = MAINSTAY__MANAGE_ASK__INIT;
+    uint8_t line[MST_LINE_BYTES] = {0};
+
+    joins();
+    link_op(CARD);
+    ask.cluster = (char *)"sim";
+    ask.node = (char *)"n1";
+    SAY(MANAGE, 0, MANAGE_ASK, manage_ask, &ask);
+    ask.has_lease = 1;
+    ask.lease = (ProtobufCBinaryData){.len = sizeof(line), .data = line};
+    SAY(MANAGE, FIX_TERM, MANAGE_ASK, manage_ask, &ask);
+    SAY(MANAGE, FIX_TERM | 0x80, MANAGE_ASK, manage_ask, &ask);
+    SAY(MANAGE, 0, MANAGE_ASK, manage_ask, &ask);
+    SAY(MANAGE, SECOND, MANAGE_ASK, manage_ask, &ask);
+    time_passes(6000);
+    done("managed");
+}
+
 void fuzz_seeds(void)
 {
     static const uint32_t number = 3;
@@ -1083,6 +1150,7 @@ void fuzz_seeds(void)
     done("pauses-dies");
     seed_takeover();
     seed_drops();
+    seed_manage();
     joins();
     keys();
     ordered(4, true);

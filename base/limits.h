@@ -33,6 +33,8 @@
 #define MST_WATCHDOG_S_MAX    600u
 #define MST_MANAGE_ASK_MS                                                                                                        \
     1000u /* a question to a management address: its deadline, and how often a node that is missed is asked */
+#define MST_MIRRORS_MAX                                                                                                          \
+    4u /* logs of one VM that its source has at a time, those that failed and are not dropped yet among them */
 
 static_assert(MST_VMS_PER_NODE <= 64, "one bit of a 64-bit word for each VM slot");
 static_assert(

@@ -117,6 +117,7 @@ enum mst_run_state {
     MST_RUN_PAUSED = 3, /* stopped by a panic, or by an order after a save */
     MST_RUN_DEAD = 4,   /* QEMU is gone without an order */
     MST_RUN_FENCED = 5, /* killed by order, its cgroup seen empty */
+    MST_RUN_IMAGE = 6,  /* no VM of this node: a mirror's image, made from what the VM's node writes */
 };
 
 struct mst_vm_slot { /* body: status half of the virtual machine save area */
@@ -132,7 +133,10 @@ struct mst_vm_slot { /* body: status half of the virtual machine save area */
     uint64_t console_bytes;   /* written by the guest so far */
     uint64_t console_beat_ms; /* wall clock of the last console output */
     uint64_t changed_wall_ms;
-    uint8_t reserved[88];
+    uint32_t image_state;  /* of an image: enum mst_image_state; 0 otherwise */
+    uint32_t image_source; /* of an image: node id of who may write its log; 0: an earlier keeper's */
+    uint64_t log_id;       /* of an image: of that log */
+    uint8_t reserved[72];
 };
 static_assert(sizeof(struct mst_vm_slot) == MST_PUB_BODY_MAX, "wire layout");
 

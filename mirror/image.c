@@ -256,6 +256,8 @@ static int record_fits(const struct mst_image *image, struct mst_why *why)
     bool seed = (record->flags & MST_MLOG_SEED) != 0, seeding = is_seeding(image);
     uint64_t expected = image->open ? image->open : seeding ? record->checkpoint : mst_save_seq(image->writer) + 1;
 
+    if (seeding && image->device_off == 0 && record->checkpoint > expected)
+        expected = record->checkpoint; /* while it was seeded the source has taken a later one */
     if (seed != seeding || record->checkpoint == 0 || record->checkpoint != expected)
         return mst_why_set(why, -EBADMSG, "mirror log: record %" PRIu64 " is of checkpoint %" PRIu64 "%s, expected is %" PRIu64,
                            record->sequence, record->checkpoint, seed ? " (seed)" : "", expected);
@@ -346,10 +348,9 @@ static int record_take(struct mst_image *image, uint64_t boot_ns, struct mst_why
         r = record_fits(image, why);
     if (r < 0)
         return r;
-    if (!image->open) {
+    if (!image->open)
         mst_save_begin(image->writer); /* the delta of the one before goes into the shadow */
-        image->open = record->checkpoint;
-    }
+    image->open = record->checkpoint;
     r = record_put(image, why);
     if (r == 0 && (record->flags & MST_MLOG_COMMIT))
         r = commit(image, boot_ns, why);

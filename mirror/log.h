@@ -61,7 +61,7 @@ struct mst_mlog_record { /* head of a record */
     uint64_t position; /* of this record in the stream */
     uint64_t
         prev_sum; /* of the record before; of the log head for the first: the sum of a commit stands for all that led there */
-    uint64_t checkpoint; /* seq of the checkpoint that it belongs to */
+    uint64_t checkpoint; /* seq of the checkpoint that it belongs to; may grow within a seed */
     uint32_t record_bytes;
     uint32_t flags;
     uint32_t runs;
@@ -94,7 +94,8 @@ struct mst_mlog_commit {
 };
 static_assert(sizeof(struct mst_mlog_commit) == 64, "wire layout");
 
-static_assert(MST_MLOG_PAGES_MAX == 255 && MST_MLOG_RECORD_MAX % MST_MLOG_LINE == 0 && MST_MLOG_RING_OFF % MST_PAGE_BYTES == 0,
+static_assert((MST_MLOG_PAGES_MAX == 255 || MST_PAGE_BYTES != 4096) && MST_MLOG_RECORD_MAX % MST_MLOG_LINE == 0 &&
+                  MST_MLOG_RING_OFF % MST_PAGE_BYTES == 0,
               "a record is whole lines");
 
 /* What both sides were told before, each for itself: who may write which log. */

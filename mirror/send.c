@@ -175,6 +175,17 @@ int mst_msend_begin(struct mst_msend *send, uint64_t seq)
     return 0;
 }
 
+int mst_msend_renumber(struct mst_msend *send, uint64_t seq)
+{
+    if (!send->begun || send->committed != 0 || send->device_bytes || seq < send->checkpoint)
+        return -EINVAL;
+    mst_msend_flush(send);
+    if (send->filling) /* nothing is in it yet */
+        send->record.checkpoint = seq;
+    send->checkpoint = seq;
+    return 0;
+}
+
 static bool is_put(const struct mst_msend *send, uint64_t page)
 {
     return (send->put[page / 8] & 1u << page % 8) != 0;

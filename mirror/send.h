@@ -24,6 +24,9 @@ void mst_msend_free(struct mst_msend *send); /* NULL is fine; no WRITE from the 
 /* Begins checkpoint seq: the first of a log is any (1..) and a *seed*, whose pages may be put while the guest runs, and again when they were
  * written since; each further one is the number after. 0; -EBUSY the one before is not committed; -EINVAL another number. */
 int mst_msend_begin(struct mst_msend *send, uint64_t seq);
+/* While seeding: the source has taken checkpoint seq meanwhile, whose pages are put over what is there. The seed is committed under the last number.
+ * 0; -EINVAL it is no seed, or its device state is begun, or the number goes back. */
+int mst_msend_renumber(struct mst_msend *send, uint64_t seq);
 /* Puts a page (number) in. bytes: MST_PAGE_BYTES, may be changing. sent: what the mirror has of it (the copy that went last), NULL: not known.
  * 1 put; 0 it is equal to sent and left out; -EAGAIN there is no room in the ring now; -EMSGSIZE this checkpoint has delta_capacity pages already;
  * -ERANGE; -EINVAL no checkpoint is begun. On error nothing was put. */

@@ -24,7 +24,7 @@ static struct rig rig; /* one per test process */
 
 START_TEST(whatever_arrives_of_what_was_sent_the_image_is_a_checkpoint_and_none_that_was_acknowledged_is_lost)
 {
-    uint64_t records = 0, commits = 0, newer = 0, half = 0;
+    uint64_t records = 0, commits = 0, newer = 0, half = 0, renewed = 0;
 
     for (uint64_t seed = (uint64_t)_i * STORIES_EACH; seed < (uint64_t)(_i + 1) * STORIES_EACH; seed++) {
         const char *breach = rig_story(&rig, seed);
@@ -34,11 +34,13 @@ START_TEST(whatever_arrives_of_what_was_sent_the_image_is_a_checkpoint_and_none_
         commits += rig.commits;
         newer += rig.newer;
         half += rig.half;
+        renewed += rig.renewed;
     }
     ck_assert_uint_gt(commits, STORIES_EACH * 10);
     ck_assert_uint_gt(records, commits);
     ck_assert_uint_gt(newer, 0); /* a takeover of something that was in the log only */
     ck_assert_uint_gt(half, 100);
+    ck_assert_uint_gt(renewed, 50);
 }
 END_TEST
 

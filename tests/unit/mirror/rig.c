@@ -124,9 +124,8 @@ static void guest_writes(struct rig *rig)
 }
 
 /* The guest stands: this is what the checkpoint is. What is put is this copy, as the agent's delta is. */
-static void checkpoint_begin(struct rig *rig)
+static void checkpoint_take(struct rig *rig, uint64_t seq)
 {
-    uint64_t seq = rig->committed ? rig->committed + 1 : rig->first_seq;
     struct rig_truth *truth = &rig->truth[seq % RIG_SEQS];
     uint32_t sums[RIG_PAGES];
 
@@ -142,10 +141,33 @@ static void checkpoint_begin(struct rig *rig)
                                         .device_bytes = truth->device_bytes,
                                         .ram_digest = mst_save_digest(sums, 0, RIG_PAGES),
                                         .taken_wall_ms = seq};
+}
+
+static void checkpoint_begin(struct rig *rig)
+{
+    uint64_t seq = rig->committed ? rig->committed + 1 : rig->first_seq;
+
+    checkpoint_take(rig, seq);
     if (mst_msend_begin(rig->send, seq) < 0)
         rig_breach(rig, "begin %lu refused", (unsigned long)seq);
     rig->seq = seq;
     rig->next_page = 0;
+}
+
+/* While it was being seeded the source has taken another checkpoint: that is what the seed becomes. */
+static void seed_renew(struct rig *rig)
+{
+    const uint8_t *before = rig->truth[rig->seq % RIG_SEQS].ram;
+    const struct rig_truth *now;
+
+    checkpoint_take(rig, rig->seq + 1);
+    if (mst_msend_renumber(rig->send, rig->seq + 1) < 0)
+        rig_breach(rig, "renumber to %lu refused", (unsigned long)rig->seq + 1);
+    now = &rig->truth[++rig->seq % RIG_SEQS];
+    rig->renewed++;
+    for (uint64_t page = 0; page < rig->next_page; page++)
+        if (memcmp(before + page * MST_PAGE_BYTES, now->ram + page * MST_PAGE_BYTES, MST_PAGE_BYTES) != 0)
+            rig->next_page = page; /* from here on again */
 }
 
 static void put_some(struct rig *rig)
@@ -180,6 +202,8 @@ void rig_source_step(struct rig *rig)
     if (!rig->seq) {
         checkpoint_begin(rig);
     } else if (rig->next_page < RIG_PAGES) {
+        if (rig->renews && !rig->has_sent && rig_random(rig, 8) == 0 && rig->seq < rig->first_seq + 20)
+            seed_renew(rig);
         put_some(rig);
     } else {
         r = mst_msend_commit(rig->send, &rig->rest);
@@ -386,6 +410,7 @@ static void quiesce(struct rig *rig)
 const char *rig_story(struct rig *rig, uint64_t seed)
 {
     rig_open(rig, seed);
+    rig->renews = true;
     for (unsigned life = 0; life < 6 && !rig->breach[0]; life++) {
         uint64_t steps = 20 + rig_random(rig, 400), hurry = 1 + rig_random(rig, 300);
 

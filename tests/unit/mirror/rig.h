@@ -30,7 +30,7 @@ struct rig {
     struct mst_mlog_grant grant;
     /* source */
     uint8_t ram[RIG_RAM_BYTES], sent[RIG_RAM_BYTES];
-    bool has_sent;
+    bool has_sent, renews; /* renews: a seed becomes a later checkpoint now and then */
     uint8_t *twin;
     struct mst_msend *send;
     uint64_t seq, next_page; /* of the checkpoint that is being put, 0: none */
@@ -50,7 +50,7 @@ struct rig {
     struct mst_save_map map;
     struct mst_image *image;
     uint64_t told; /* newest checkpoint in an acknowledgement that left */
-    uint64_t records, commits, newer, half;
+    uint64_t records, commits, newer, half, renewed;
     char breach[300];
 };
 

@@ -225,7 +225,7 @@ static void on_route(struct mst_link *link)
     struct rdma_conn_param param = {
         .private_data = link->hello,
         .private_data_len = (uint8_t)link->hello_bytes,
-        .initiator_depth = link->row->access ? link->fabric->reads_out_max : 0,
+        .initiator_depth = link->row->access & IBV_ACCESS_REMOTE_READ ? link->fabric->reads_out_max : 0,
         .flow_control = 1,
         .retry_count = MST_QP_RETRIES,
         .rnr_retry_count = MST_QP_RNR_RETRIES,

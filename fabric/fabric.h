@@ -22,6 +22,7 @@ enum mst_role {
     MST_ROLE_CONTROL = 1, /* keeper -> coordinator: messages only, no remote access */
     MST_ROLE_WATCH = 2,   /* coordinator -> keeper: READ of the status area, WRITE of the grant area */
     MST_ROLE_PULL = 3,    /* keeper -> keeper: READ of VM save areas */
+    MST_ROLE_MIRROR = 4,  /* source's keeper -> mirror's keeper: WRITE of one log */
 };
 
 /* Private data of a connect request: at most 48 bytes of the caller (rdma_cm carries 56; the fabric needs 8). */
@@ -120,7 +121,7 @@ typedef void (*mst_io_fn)(void *arg, int err);
 /* Posts one RDMA READ of len bytes at remote_addr into local (at local_off). len 1..MST_READ_BYTES_MAX.
  * deadline_ms: from now; on expiry the QP is moved to ERR and the link closes with -ETIMEDOUT. Work requests beyond the queue depth
  * wait inside (unbounded by the fabric: callers bound their own number).
- * Only the side that connected a WATCH or PULL link can.
+ * Only the side that connected a WATCH, PULL or MIRROR link can (a MIRROR link grants no READ).
  * 0 (done follows), -ERANGE (outside local, or len), -ENOTCONN, -EOPNOTSUPP (wrong side or role), -EBUSY (watched), -ENOMEM. Nothing is
  * posted on failure. */
 int mst_link_read(struct mst_link *link, struct mst_region *local, uint64_t local_off, uint64_t remote_addr, uint32_t rkey,

@@ -33,11 +33,12 @@ static const struct mst_role_row roles[] = {
     [MST_ROLE_CONTROL] = {.name = "control", .recvs = 16, .sends = 8, .access = 0},
     [MST_ROLE_WATCH] = {.name = "watch", .recvs = 4, .sends = 2, .access = IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE},
     [MST_ROLE_PULL] = {.name = "pull", .recvs = 4, .sends = 2, .access = IBV_ACCESS_REMOTE_READ},
+    [MST_ROLE_MIRROR] = {.name = "mirror", .recvs = 4, .sends = 2, .access = IBV_ACCESS_REMOTE_WRITE},
 };
 
 const struct mst_role_row *mst_role_row(enum mst_role role)
 {
-    return role >= MST_ROLE_CONTROL && role <= MST_ROLE_PULL ? &roles[role] : NULL;
+    return role >= MST_ROLE_CONTROL && role <= MST_ROLE_MIRROR ? &roles[role] : NULL;
 }
 
 enum mst_role mst_link_role(const struct mst_link *link)

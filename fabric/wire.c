@@ -53,7 +53,7 @@ int mst_wire_hello_get(const void *in, size_t len, struct mst_wire_hello *ret_he
     if (wire.version != MST_WIRE_VERSION)
         return mst_why_set(why, -EPROTONOSUPPORT, "the other side speaks fabric version %u, this one %u", wire.version,
                            MST_WIRE_VERSION);
-    if (wire.role < MST_ROLE_CONTROL || wire.role > MST_ROLE_PULL)
+    if (wire.role < MST_ROLE_CONTROL || wire.role > MST_ROLE_MIRROR)
         return mst_why_set(why, -EPROTO, "unknown link role %u", wire.role);
     if (wire.recvs < MST_WIRE_RECVS_MIN)
         return mst_why_set(why, -EPROTO, "%u receive buffers, at least %u are needed", wire.recvs, MST_WIRE_RECVS_MIN);

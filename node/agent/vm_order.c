@@ -131,8 +131,8 @@ static void guess_start(struct mst_vm *vm)
     else if (strcmp(source->node, vm->agent->node) == 0)
         vm->start.method = MAINSTAY__METHOD__METHOD_RESUMED_IN_PLACE;
     else
-        vm->start.method = vm->definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL ? MAINSTAY__METHOD__METHOD_PULLED_SHADOW
-                                                                                       : MAINSTAY__METHOD__METHOD_PULLED_LIVE;
+        vm->start.method = vm->definition->protect != MAINSTAY__PROTECT__PROTECT_NONE ? MAINSTAY__METHOD__METHOD_PULLED_SHADOW
+                                                                                      : MAINSTAY__METHOD__METHOD_PULLED_LIVE;
     if (source) {
         vm->start.has_save_epoch = 1;
         vm->start.save_epoch = source->epoch;

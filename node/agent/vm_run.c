@@ -14,9 +14,9 @@
 static void schedule(struct mst_vm *vm, uint64_t delay_ms);
 static void hold(struct mst_vm *vm);
 
-static bool protect_local(const struct mst_vm *vm)
+static bool is_protected(const struct mst_vm *vm)
 {
-    return vm->definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+    return vm->definition->protect != MAINSTAY__PROTECT__PROTECT_NONE;
 }
 
 /* --- silence --- */
@@ -114,7 +114,7 @@ static void on_tick(uv_timer_t *timer)
 
 static void schedule(struct mst_vm *vm, uint64_t delay_ms)
 {
-    if (protect_local(vm))
+    if (is_protected(vm))
         uv_timer_start(&vm->timer, on_tick, delay_ms, 0);
 }
 
@@ -261,7 +261,7 @@ int mst_vm_run_begin(struct mst_vm *vm, bool stands, struct mst_why *why)
     struct mst_why here;
     int r;
 
-    if (vm->agent->soft_dirty && protect_local(vm)) {
+    if (vm->agent->soft_dirty && is_protected(vm)) {
         r = mst_dirty_open(vm->pid, vm->map->ram_fd, vm->map->map.ram_bytes, &vm->dirty, &here);
         if (r < 0)
             log_warning("vm=%s epoch=%" PRIu64 " pages are compared, as dirty pages cannot be tracked: %s", vm->definition->name,
@@ -324,7 +324,7 @@ static void on_stop_or_resume(struct mst_vm *vm, bool stopped)
         return;
     if (stopped != vm->stopped_by_other)
         log_notice("vm=%s epoch=%" PRIu64 " somebody else %s the guest%s", vm->definition->name, vm->epoch,
-                   stopped ? "stopped" : "continued", stopped && protect_local(vm) ? ": no checkpoints until it runs again" : "");
+                   stopped ? "stopped" : "continued", stopped && is_protected(vm) ? ": no checkpoints until it runs again" : "");
     vm->stopped_by_other = stopped;
     if (!stopped)
         schedule(vm, 0);

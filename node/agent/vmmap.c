@@ -101,17 +101,16 @@ close_fd:
 static int check_sizes(const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition, struct mst_why *why)
 {
     uint64_t ram_bytes = (uint64_t)definition->memory_mib << 20;
-    int local = definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+    bool has_shadow = definition->protect != MAINSTAY__PROTECT__PROTECT_NONE;
 
     if (areas->slot >= MST_VMS_PER_NODE)
         return mst_why_set(why, -EINVAL, "VM %s: slot %" PRIu32 " does not exist", definition->name, areas->slot);
     if (areas->ram_bytes != ram_bytes)
         return mst_why_set(why, -EINVAL, "VM %s: RAM area of %" PRIu64 " bytes for a VM of %" PRIu64, definition->name,
                            areas->ram_bytes, ram_bytes);
-    if (local &&
+    if (has_shadow &&
         (!areas->shadow || !areas->delta || areas->delta_capacity == 0 || areas->delta_capacity > ram_bytes / MST_PAGE_BYTES))
-        return mst_why_set(why, -EINVAL, "VM %s is protected locally, but its areas have no usable shadow and delta",
-                           definition->name);
+        return mst_why_set(why, -EINVAL, "VM %s is protected, but its areas have no usable shadow and delta", definition->name);
     return 0;
 }
 
@@ -148,7 +147,7 @@ int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *a
     if (r < 0)
         goto fail;
     mapped->map.save = data;
-    if (definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL) {
+    if (definition->protect != MAINSTAY__PROTECT__PROTECT_NONE) {
         r = mst_delta_layout(areas->delta_capacity, &delta);
         if (r < 0) {
             mst_why_set(why, r, "VM %s: a delta of %" PRIu32 " pages has no layout", definition->name, areas->delta_capacity);

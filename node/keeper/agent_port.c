@@ -81,6 +81,18 @@ void mst_agent_areas_made(struct mst_vm *vm, int err, const struct mst_why *why)
     vm->areas_reply_to = 0;
 }
 
+static enum mst_areas_for areas_for(Mainstay__Protect protect)
+{
+    switch (protect) {
+    case MAINSTAY__PROTECT__PROTECT_LOCAL:
+        return MST_AREAS_LOCAL;
+    case MAINSTAY__PROTECT__PROTECT_MIRROR:
+        return MST_AREAS_MIRROR;
+    default:
+        return MST_AREAS_NONE;
+    }
+}
+
 /* The sizes are those of the order, whatever the agent says. */
 static int plan_areas(struct mst_vm *vm, const Mainstay__VmDefinition *said, struct mst_why *why)
 {
@@ -93,8 +105,7 @@ static int plan_areas(struct mst_vm *vm, const Mainstay__VmDefinition *said, str
         r = mst_why_set(why, -EINVAL, "%s was ordered with %u MiB and protect %d, the agent asks for %u and %d", vm->name,
                         def->memory_mib, (int)def->protect, said->memory_mib, (int)said->protect);
     else
-        r = mst_areas_plan(&vm->areas, vm->name, vm->epoch, (uint64_t)def->memory_mib << 20,
-                           def->protect == MAINSTAY__PROTECT__PROTECT_LOCAL);
+        r = mst_areas_plan(&vm->areas, vm->name, vm->epoch, (uint64_t)def->memory_mib << 20, areas_for(def->protect));
     mainstay__vm_definition__free_unpacked(def, NULL);
     return r;
 }

@@ -302,10 +302,13 @@ static int sizes_check(struct pull *p)
     r = mst_save_layout(ram, &p->save_layout);
     if (r == 0)
         r = mst_delta_layout(mst_delta_capacity(ram), &p->delta_layout);
+    if (r == 0 && source_bytes(p, MST_AREA_DELTA) != p->delta_layout.bytes) /* protect: mirror, or an image */
+        r = mst_delta_layout((uint32_t)(ram / MST_PAGE_BYTES), &p->delta_layout);
     if (r < 0)
         return r;
     if (source_bytes(p, MST_AREA_SAVE) != p->save_layout.bytes || source_bytes(p, data) != ram ||
-        (p->record.delta_pages && source_bytes(p, MST_AREA_DELTA) != p->delta_layout.bytes))
+        (p->record.delta_pages &&
+         (source_bytes(p, MST_AREA_DELTA) != p->delta_layout.bytes || p->record.delta_pages > p->delta_layout.capacity)))
         return mst_why_set(&p->why, -EPROTO, "areas there do not have the sizes of a VM with %" PRIu64 " MiB", ram >> 20);
     return 0;
 }
@@ -342,7 +345,7 @@ static int again_end(struct pull *p)
     if (strncmp(p->info.vm, p->vm->name, sizeof(p->info.vm)) != 0 || p->info_head.epoch != p->epoch || p->head.epoch != p->epoch)
         return mst_why_set(&p->why, -ESTALE, "the slot is of another VM or epoch (%" PRIu64 ", its save of %" PRIu64 ")",
                            p->info_head.epoch, p->head.epoch);
-    r = mst_save_record_check(&p->record, ram, mst_delta_capacity(ram), &p->why);
+    r = mst_save_record_check(&p->record, ram, (uint32_t)(ram / MST_PAGE_BYTES), &p->why);
     if (r < 0)
         return r;
     if (p->record.seq < p->min_seq)

@@ -36,7 +36,7 @@ void mst_budget_give(struct mst_budget *budget, uint64_t bytes)
     budget->used_bytes -= bytes < budget->used_bytes ? bytes : budget->used_bytes;
 }
 
-int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, bool protect_local)
+int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, enum mst_areas_for what)
 {
     struct mst_save_layout save;
     struct mst_delta_layout delta;
@@ -49,10 +49,10 @@ int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint
     r = mst_save_layout(ram_bytes, &save);
     if (r < 0)
         return r;
-    areas->area[MST_AREA_RAM].bytes = ram_bytes;
+    areas->area[MST_AREA_RAM].bytes = what == MST_AREAS_IMAGE ? 0 : ram_bytes;
     areas->area[MST_AREA_SAVE].bytes = save.bytes;
-    if (protect_local) {
-        areas->delta_capacity = mst_delta_capacity(ram_bytes);
+    if (what != MST_AREAS_NONE) {
+        areas->delta_capacity = what == MST_AREAS_LOCAL ? mst_delta_capacity(ram_bytes) : (uint32_t)(ram_bytes / MST_PAGE_BYTES);
         r = mst_delta_layout(areas->delta_capacity, &delta);
         if (r < 0)
             return r;

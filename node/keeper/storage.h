@@ -35,8 +35,14 @@ struct mst_areas {
     } area[MST_AREA_KINDS];
 };
 
+enum mst_areas_for {
+    MST_AREAS_NONE,   /* protect none: RAM and save */
+    MST_AREAS_LOCAL,  /* and shadow and delta */
+    MST_AREAS_MIRROR, /* the same, with a delta for all pages: a checkpoint that does not fit could not be mirrored */
+    MST_AREAS_IMAGE,  /* of a VM elsewhere: as mirror, without RAM */
+};
 /* Fills names and sizes; maps nothing. -EINVAL for a RAM size that is no VM's. Any thread, pure. */
-int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, bool protect_local);
+int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, enum mst_areas_for what);
 /* Makes the planned files, allocates every page and maps them shared. Takes about 0.3 s per GB: call it from a worker thread.
  * Leftovers of the same name are removed first. -ENOSPC the tmpfs is full, -errno; nothing is left on failure. Any thread. */
 int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why);

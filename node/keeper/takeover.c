@@ -57,11 +57,25 @@ static int identity_check(const struct mst_superblock *super, const struct mst_i
     return 0;
 }
 
+/* What the sizes in a slot say that it was made for. */
+static int areas_plan(const struct mst_vm_slot *slot, uint64_t epoch, uint64_t ram_bytes, struct mst_areas *areas)
+{
+    enum mst_areas_for what = slot->run_state == MST_RUN_IMAGE ? MST_AREAS_IMAGE
+                              : slot->shadow_bytes             ? MST_AREAS_LOCAL
+                                                               : MST_AREAS_NONE;
+    int r = mst_areas_plan(areas, slot->vm, epoch, ram_bytes, what);
+
+    if (r == 0 && what == MST_AREAS_LOCAL && slot->delta_bytes != areas->area[MST_AREA_DELTA].bytes)
+        r = mst_areas_plan(areas, slot->vm, epoch, ram_bytes, MST_AREAS_MIRROR);
+    return r;
+}
+
 /* Slot info and record of one entry, checked as far as sizes go. -ENODATA: nothing there. */
 static int entry_check(const struct mst_vm_entry *entry, struct mst_kept *kept, struct mst_why *why)
 {
     struct mst_pub_head info, save;
     struct mst_vm_slot *slot = &kept->slot;
+    uint64_t ram_bytes;
     int r;
 
     r = mst_pub_pick(entry->info, &info, slot, sizeof(*slot));
@@ -77,14 +91,15 @@ static int entry_check(const struct mst_vm_entry *entry, struct mst_kept *kept, 
     if (save.epoch != info.epoch)
         return mst_why_set(why, -EBADMSG, "%s: save record is of epoch %" PRIu64 ", the slot of %" PRIu64, slot->vm, save.epoch,
                            info.epoch);
-    r = mst_areas_plan(&kept->areas, slot->vm, info.epoch, slot->ram_bytes, slot->shadow_bytes != 0);
+    ram_bytes = slot->run_state == MST_RUN_IMAGE ? slot->shadow_bytes : slot->ram_bytes;
+    r = areas_plan(slot, info.epoch, ram_bytes, &kept->areas);
     if (r < 0)
-        return mst_why_set(why, -EBADMSG, "%s: %" PRIu64 " bytes of RAM", slot->vm, slot->ram_bytes);
-    if (slot->save_bytes != kept->areas.area[MST_AREA_SAVE].bytes ||
+        return mst_why_set(why, -EBADMSG, "%s: %" PRIu64 " bytes of RAM", slot->vm, ram_bytes);
+    if (slot->ram_bytes != kept->areas.area[MST_AREA_RAM].bytes || slot->save_bytes != kept->areas.area[MST_AREA_SAVE].bytes ||
         slot->shadow_bytes != kept->areas.area[MST_AREA_SHADOW].bytes ||
         slot->delta_bytes != kept->areas.area[MST_AREA_DELTA].bytes)
         return mst_why_set(why, -EBADMSG, "%s: sizes of its areas do not fit each other", slot->vm);
-    r = mst_save_record_check(&kept->record, slot->ram_bytes, kept->areas.delta_capacity, why);
+    r = mst_save_record_check(&kept->record, ram_bytes, kept->areas.delta_capacity, why);
     if (r < 0)
         return r;
     if (kept->record.source == MST_SAVE_SHADOW && !slot->shadow_bytes)

@@ -27,7 +27,7 @@ static void hello(const uint8_t *in, size_t len)
 
     if (mst_wire_hello_get(in, len, &got, &why) < 0)
         return;
-    FUZZ_CHECK(got.role >= MST_ROLE_CONTROL && got.role <= MST_ROLE_PULL && got.recvs >= MST_WIRE_RECVS_MIN);
+    FUZZ_CHECK(got.role >= MST_ROLE_CONTROL && got.role <= MST_ROLE_MIRROR && got.recvs >= MST_WIRE_RECVS_MIN);
     FUZZ_CHECK((size_t)MST_WIRE_HELLO_BYTES + got.data_bytes <= len && got.data_bytes <= MST_CONNECT_DATA_MAX);
     n = mst_wire_hello_put(&got, in + MST_WIRE_HELLO_BYTES, out);
     FUZZ_CHECK(n == (size_t)MST_WIRE_HELLO_BYTES + got.data_bytes && memcmp(out, in, 6) == 0);
@@ -80,7 +80,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 void fuzz_seeds(void)
 {
-    static const uint8_t roles[] = {MST_ROLE_CONTROL, MST_ROLE_WATCH, MST_ROLE_PULL};
+    static const uint8_t roles[] = {MST_ROLE_CONTROL, MST_ROLE_WATCH, MST_ROLE_PULL, MST_ROLE_MIRROR};
     struct mst_wire_send message = {.kind = MST_WIRE_MESSAGE, .credits = 3, .bytes = 20}, credit = {.kind = MST_WIRE_CREDIT};
     uint8_t seed[1 + MST_WIRE_REJECT_BYTES] = {HELLO};
     char name[32];

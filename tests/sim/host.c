@@ -347,9 +347,9 @@ int mst_host_boot_id(uint8_t ret_id[static 16])
 
 /* --- main storage --- */
 
-int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, bool protect_local)
+int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, enum mst_areas_for what)
 {
-    return product_areas_plan(areas, vm, epoch, ram_bytes >= 1u << 20 ? ram_bytes / SIM_RAM_SHRINK : ram_bytes, protect_local);
+    return product_areas_plan(areas, vm, epoch, ram_bytes >= 1u << 20 ? ram_bytes / SIM_RAM_SHRINK : ram_bytes, what);
 }
 
 int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why)

@@ -466,7 +466,10 @@ static uint64_t there_bytes(const struct mst_definition *def)
 {
     struct mst_areas areas;
 
-    return mst_areas_plan(&areas, def->name, 1, (uint64_t)def->memory_mib << 20, def->protect_local) == 0 ? areas.bytes : 0;
+    return mst_areas_plan(&areas, def->name, 1, (uint64_t)def->memory_mib << 20,
+                          def->protect_local ? MST_AREAS_LOCAL : MST_AREAS_NONE) == 0
+               ? areas.bytes
+               : 0;
 }
 
 static void check_place(struct sim_coord *coord, const struct mst_txn *txn, const struct mst_vm_row *row,

@@ -142,6 +142,8 @@ static void check_qps(struct mst_fabric *fabric, const char *server, uint16_t po
          "access 6 min-rnr 12 timeout 16 retries 6 rnr-retries 6 reads 0/16"},
         {MST_ROLE_PULL, "access 0 min-rnr 12 timeout 16 retries 6 rnr-retries 6 reads 16/0",
          "access 4 min-rnr 12 timeout 16 retries 6 rnr-retries 6 reads 0/16"},
+        {MST_ROLE_MIRROR, "access 0 min-rnr 12 timeout 16 retries 6 rnr-retries 6 reads 0/0",
+         "access 2 min-rnr 12 timeout 16 retries 6 rnr-retries 6 reads 0/0"},
     };
 
     for (size_t i = 0; i < sizeof(want) / sizeof(want[0]); i++) {
@@ -518,14 +520,14 @@ static void check_cycles(struct mst_fabric *fabric, const char *server, uint16_t
     unsigned fds, cycles = 500, failed = 0;
     char there_before[200], there_after[200];
     uint64_t start_ms = mst_now_ms();
-    static const enum mst_role roles[] = {MST_ROLE_CONTROL, MST_ROLE_WATCH, MST_ROLE_PULL};
+    static const enum mst_role roles[] = {MST_ROLE_CONTROL, MST_ROLE_WATCH, MST_ROLE_PULL, MST_ROLE_MIRROR};
 
     WAIT(false, 300);
     snprintf(there_before, sizeof(there_before), "%s", ask(control, "counts"));
     mst_fabric_count(fabric, &before);
     fds = open_fds();
     for (unsigned i = 0; i < cycles; i++) {
-        struct conn *conn = conn_start(fabric, server, port, roles[i % 3], "", 10000);
+        struct conn *conn = conn_start(fabric, server, port, roles[i % 4], "", 10000);
 
         WAIT(conn->opened, 11000);
         if (conn->open_err)

@@ -322,6 +322,8 @@ static struct mst_fabric *listener_of(unsigned host, uint16_t port)
 struct asking { /* a connect request on its way */
     struct mst_link *link;
     uint16_t port;
+    uint8_t data[MST_CONNECT_DATA_MAX];
+    size_t data_bytes;
 };
 
 static void connect_late(void *arg)
@@ -371,7 +373,7 @@ static void accept_arrives(void *arg)
     struct asking *asking = arg;
     struct mst_link *from = asking->link;
     struct mst_fabric *fabric = listener_of(from->to, asking->port);
-    struct mst_link_request request = {.role = from->role, .data_bytes = 0};
+    struct mst_link_request request = {.role = from->role, .data = asking->data, .data_bytes = asking->data_bytes};
     struct mst_link *link;
     uint64_t back_ns = delay_ns(from->to, from->host);
     int r;
@@ -425,7 +427,8 @@ int mst_fabric_connect(struct mst_fabric *fabric, const char *address, uint16_t 
     struct asking *asking;
     unsigned to = SIM_HOSTS_MAX;
 
-    (void)data, (void)data_bytes;
+    if (data_bytes > MST_CONNECT_DATA_MAX)
+        return -EINVAL;
     for (unsigned i = 0; i < W->hosts_count; i++) {
         if (strcmp(W->hosts[i].address, address) == 0)
             to = i;
@@ -439,6 +442,9 @@ int mst_fabric_connect(struct mst_fabric *fabric, const char *address, uint16_t 
     asking = sim_keep(sizeof(*asking));
     asking->link = link;
     asking->port = port;
+    asking->data_bytes = data_bytes;
+    if (data_bytes)
+        memcpy(asking->data, data, data_bytes);
     sim_at(NULL, delay_ns(link->host, to) + sim_between(100, 900) * SIM_US, connect_arrives, asking);
     sim_at(link->proc, deadline_ms * SIM_MS, connect_late, link);
     *ret_link = link;

@@ -1,6 +1,8 @@
 #ifndef SIM_SEAM_CALLS_H
 #define SIM_SEAM_CALLS_H
 
+#include "node/keeper/storage.h"
+
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -13,8 +15,7 @@ void sim_socket_reset(void);
 void sim_socket_proc_gone(const struct sim_proc *proc);
 
 /* product_*: functions of the product that seam/ wraps (CMakeLists.txt renames them). */
-struct mst_areas;
-int product_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, _Bool protect_local);
+int product_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, enum mst_areas_for what);
 
 struct mst_lease;
 struct mst_lease_line;

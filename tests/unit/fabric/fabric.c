@@ -43,7 +43,7 @@ START_TEST(hello_that_is_not_ours_is_refused)
         int err;
     } bad[] = {
         {0, 0, -EPROTO}, {1, 0, -EPROTO}, {2, 2, -EPROTONOSUPPORT}, {2, 0, -EPROTONOSUPPORT}, {3, 0, -EPROTO},
-        {3, 4, -EPROTO}, {4, 3, -EPROTO}, {4, 0, -EPROTO},          {5, 49, -EPROTO},         {5, 255, -EPROTO},
+        {3, 5, -EPROTO}, {4, 3, -EPROTO}, {4, 0, -EPROTO},          {5, 49, -EPROTO},         {5, 255, -EPROTO},
     };
     uint8_t bytes[MST_WIRE_REQ_BYTES];
     struct mst_wire_hello got;

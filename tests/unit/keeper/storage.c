@@ -97,7 +97,7 @@ static void leave_vm(bool protect_local, unsigned checkpoints)
 {
     struct mst_save_map map = {.ram_bytes = RAM_BYTES, .record = status->vms[SLOT].save, .epoch = 4, .instance = OLD};
 
-    ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, RAM_BYTES, protect_local), 0);
+    ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, RAM_BYTES, protect_local ? MST_AREAS_LOCAL : MST_AREAS_NONE), 0);
     ck_assert_msg(mst_areas_make(folder, &areas, &why) == 0, "%s", why.text);
     for (uint32_t i = 0; i < RAM_BYTES; i += 64)
         areas.area[MST_AREA_RAM].addr[i] = (uint8_t)(i >> 6);
@@ -184,18 +184,18 @@ END_TEST
 
 START_TEST(protect_none_has_no_shadow_and_no_delta)
 {
-    ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, RAM_BYTES, false), 0);
+    ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, RAM_BYTES, MST_AREAS_NONE), 0);
     ck_assert_uint_eq(areas.area[MST_AREA_SHADOW].bytes, 0);
     ck_assert_uint_eq(areas.area[MST_AREA_DELTA].bytes, 0);
     ck_assert_uint_eq(areas.bytes, areas.area[MST_AREA_RAM].bytes + areas.area[MST_AREA_SAVE].bytes);
-    ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, 4097, false), -EINVAL);
+    ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, 4097, MST_AREAS_NONE), -EINVAL);
     areas = (struct mst_areas){0};
 }
 END_TEST
 
 START_TEST(areas_that_do_not_fit_the_tmpfs_leave_nothing)
 {
-    ck_assert_int_eq(mst_areas_plan(&areas, "huge", 1, UINT64_C(65536) << 20, true), 0);
+    ck_assert_int_eq(mst_areas_plan(&areas, "huge", 1, UINT64_C(65536) << 20, MST_AREAS_LOCAL), 0);
     ck_assert_int_eq(mst_areas_make(folder, &areas, &why), -ENOSPC);
     ck_assert_ptr_nonnull(strstr(why.text, "huge.e1.ram"));
     ck_assert(!there("huge.e1.ram"));

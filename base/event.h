@@ -37,6 +37,9 @@
     X(ORDER_RECEIVED, "order.received", "keeper: what, from a coordinator of that term")                                         \
     X(ORDER_REFUSED, "order.refused", "keeper: refused with err")                                                                \
     X(SLOT_STATE, "slot.state", "keeper: (vm, epoch) has moved to state what")                                                   \
+    X(IMAGE_STATE, "image.state",                                                                                                \
+      "keeper: the image of (vm, epoch), which runs elsewhere, has moved to state what; it holds save seq")                      \
+    X(MIRROR_PHASE, "mirror.phase", "keeper: the mirror of (vm, epoch) on node is what; it holds save seq")                      \
     X(QEMU_SPAWNED, "qemu.spawned", "keeper: QEMU of (vm, epoch) is started; its guest stands still")                            \
     X(QEMU_EXITED, "qemu.exited", "keeper: it has ended")                                                                        \
     X(KILL_ASKED, "kill.asked", "keeper: all processes of vm are killed")                                                        \

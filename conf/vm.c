@@ -30,6 +30,7 @@ struct vm_yaml {
 static const cyaml_strval_t protect_words[] = {
     {"none", MAINSTAY__PROTECT__PROTECT_NONE},
     {"local", MAINSTAY__PROTECT__PROTECT_LOCAL},
+    {"mirror", MAINSTAY__PROTECT__PROTECT_MIRROR},
 };
 static const cyaml_strval_t on_node_fault_words[] = {
     {"resume", MAINSTAY__ON_FAULT__ON_FAULT_RESUME},

@@ -195,6 +195,7 @@ static void on_pidfd(uv_poll_t *poll, int err, int events)
         mst_sock_close(agent->sock);
         sock_forget(agent);
     }
+    mst_mirrors_agent_gone(agent->keeper);
     if (agent->keeper->stopping)
         return;
     mst_beat_publish(agent->keeper);

@@ -302,6 +302,7 @@ static const struct request_row {
     {MAINSTAY__ENVELOPE__BODY_VM_STATE, "vm-state", false, run_vm_state},
     {MAINSTAY__ENVELOPE__BODY_NODE_HEALTH, "node-health", false, run_node_health},
     {MAINSTAY__ENVELOPE__BODY_FAULT_REPORT, "fault-report", false, run_fault_report},
+    {MAINSTAY__ENVELOPE__BODY_CHECKPOINT_PUT, "checkpoint-put", false, mst_mirrors_put},
 };
 
 void mst_agent_request(struct mst_keeper *k, const mst_envelope *env)

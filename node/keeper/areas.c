@@ -38,10 +38,12 @@ static void make_end(struct mst_make *job)
         vm->areas = job->areas;
         vm->areas_ready = true;
         mst_slot_publish(vm);
-        if (!vm->drop_pending)
+        if (!vm->drop_pending && !vm->image)
             mst_server_vm_ready(vm);
     }
-    if (!vm->drop_pending)
+    if (!vm->drop_pending && vm->image)
+        mst_images_areas_made(vm, job->err, &job->why);
+    else if (!vm->drop_pending)
         mst_agent_areas_made(vm, job->err, &job->why);
     mst_slot_release(vm);
     free(job);

@@ -114,22 +114,27 @@ void mst_control_reply_error(const struct mst_asker *asker, int err, const struc
     mst_control_reply(asker, &done);
 }
 
+void mst_control_tell(struct mst_keeper *k, mst_envelope *env)
+{
+    struct mst_controls *controls = k->controls;
+
+    env->has_instance = 1;
+    env->instance = k->instance;
+    for (unsigned i = 0; controls && i < controls->count; i++)
+        if (controls->list[i].state == CONTROL_WELCOMED)
+            mst_control_send(&controls->list[i], env); /* news only: Hello and the status area carry the state itself */
+}
+
 void mst_control_event(struct mst_vm *vm, const char *text)
 {
-    struct mst_controls *controls = vm->keeper->controls;
     Mainstay__VmEvent body = MAINSTAY__VM_EVENT__INIT;
     mst_envelope env = MST_ENVELOPE(VM_EVENT, vm_event, &body);
-    unsigned i;
 
     body.vm = vm->name;
     body.epoch = vm->epoch;
     body.run_state = vm->state;
     body.text = (char *)text;
-    env.has_instance = 1;
-    env.instance = vm->keeper->instance;
-    for (i = 0; controls && i < controls->count; i++)
-        if (controls->list[i].state == CONTROL_WELCOMED)
-            mst_control_send(&controls->list[i], &env); /* news only: Hello and the status area carry the state itself */
+    mst_control_tell(vm->keeper, &env);
 }
 
 /* --- fault reports --- */
@@ -240,6 +245,7 @@ static int hello_send(struct mst_control *c)
 {
     struct mst_keeper *k = c->controls->keeper;
     Mainstay__HeldVm vms[MST_VMS_PER_NODE], *list[MST_VMS_PER_NODE];
+    Mainstay__HeldMirror mirrors[MST_VMS_PER_NODE][MST_MIRRORS_MAX], *mirror_list[MST_VMS_PER_NODE][MST_MIRRORS_MAX];
     Mainstay__Hello hello = MAINSTAY__HELLO__INIT;
     mst_envelope env = MST_ENVELOPE(HELLO, hello, &hello);
     unsigned i;
@@ -275,6 +281,9 @@ static int hello_send(struct mst_control *c)
         held->run_state = vm->state;
         held->has_save_seq = 1;
         held->save_seq = mst_slot_save_seq(vm);
+        mst_images_hello(vm, held);
+        held->mirrors = mirror_list[i];
+        held->n_mirrors = mst_mirrors_hello(vm, mirrors[i], mirror_list[i]);
         list[hello.n_held++] = held;
     }
     (void)mst_tenure_settled(k, NULL); /* a pause until now is before this Hello */

@@ -243,6 +243,13 @@ void mst_guard_gone(struct mst_guard *guard, const char *vm)
         v->process = 0;
 }
 
+uint64_t mst_guard_known(const struct mst_guard *guard, const char *vm)
+{
+    const struct guard_vm *v = find(guard, vm);
+
+    return v ? v->known : 0;
+}
+
 uint64_t mst_guard_granted(const struct mst_guard *guard, const char *vm)
 {
     const struct guard_vm *v = find(guard, vm);

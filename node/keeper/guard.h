@@ -48,6 +48,8 @@ int mst_guard_spawning(struct mst_guard *guard, const char *vm, uint64_t epoch, 
 /* It was seen gone: reaped, and the cgroup empty. */
 void mst_guard_gone(struct mst_guard *guard, const char *vm);
 
+uint64_t mst_guard_known(const struct mst_guard *guard,
+                         const char *vm); /* highest epoch ever granted, held or fenced here, 0: none */
 uint64_t mst_guard_granted(const struct mst_guard *guard, const char *vm); /* epoch of the present grant; 0: none, or fenced */
 uint64_t mst_guard_process(const struct mst_guard *guard, const char *vm); /* epoch of a process not proved gone; 0: none */
 /* A coordinator (its instance) says which term it has. An older one than seen before changes nothing. */

@@ -26,6 +26,8 @@
  *   console       serial console of each QEMU, followers
  *   device        the RDMA device: open, listen, again when it went away
  *   server        links that others opened to us: registrations and Keys
+ *   images        this node as a mirror: images of VMs that run elsewhere, their logs; image_work: what their worker does
+ *   mirrors       this node as a source: the mirrors of the VMs that run here; mirror_put: what their worker does
  *   peers         links that we open to other keepers, with their Keys
  *   pull          filling a VM's areas from another node's or from an older epoch's
  *   manage        the management address: answers coordinators over TCP while RDMA may be away
@@ -58,6 +60,8 @@ static_assert(MST_KILL_DEADLINE_MS < MST_ORDER_DEADLINE_MS, "a start that failed
 struct mst_keeper;
 struct mst_proc;
 struct mst_console;
+struct mst_held_image;
+struct mst_mirrors;
 
 /* One slot of the status area. */
 struct mst_vm {
@@ -84,6 +88,15 @@ struct mst_vm {
     uint64_t console_published;
     Mainstay__StartResult start; /* answer to a repeated OrderStart */
     bool has_start;
+    struct mst_held_image *image; /* of a VM that runs elsewhere: state MST_RUN_IMAGE; NULL: the slot is of a VM of ours */
+};
+
+struct mst_control;
+/* Who is to be answered; survives the link (an answer to a link that is gone is dropped). */
+struct mst_asker {
+    struct mst_control *control; /* NULL: nobody */
+    uint64_t session;
+    uint64_t reply_to;
 };
 
 struct mst_keeper {
@@ -116,6 +129,7 @@ struct mst_keeper {
     struct mst_kills *kills;
     struct mst_followers *followers;
     struct mst_tenure *tenure;
+    struct mst_mirrors *mirrors;
     struct mst_manage *manage; /* NULL: none */
     bool stopping;
     uint8_t frame[MST_MESSAGE_BYTES_MAX]; /* for packing, loop thread */
@@ -143,6 +157,7 @@ void mst_slots_start(struct mst_keeper *k);                                     
 struct mst_vm *mst_slot_find(struct mst_keeper *k, const char *vm, uint64_t epoch); /* NULL: none */
 struct mst_vm *mst_slot_newest(struct mst_keeper *k, const char *vm);               /* highest epoch; NULL: none */
 int mst_slot_new(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why);
+int mst_slot_new_image(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why);
 void mst_slot_move(struct mst_vm *vm, unsigned state, const char *why); /* publishes, logs and tells the coordinators */
 const char *mst_slot_state_name(unsigned state);
 void mst_slot_publish(struct mst_vm *vm);
@@ -195,6 +210,39 @@ int mst_server_accept(struct mst_link *link, const struct mst_link_request *requ
 void mst_server_vm_ready(struct mst_vm *vm); /* areas are there: register them on every pull link */
 void mst_server_vm_gone(struct mst_vm *vm);  /* after it returned nobody has access to its areas */
 
+/* --- images.c: this node is a mirror --- */
+int mst_images_new(struct mst_keeper *k); /* takes up what an earlier keeper left */
+void mst_images_free(struct mst_keeper *k);
+/* OrderMirror, OrderMirrorRevoke: as in orders.c. */
+int mst_images_order(struct mst_keeper *k, const struct mst_asker *asker, const mst_envelope *env, struct mst_why *why);
+int mst_images_revoke(struct mst_keeper *k, const struct mst_asker *asker, const mst_envelope *env, struct mst_why *why);
+int mst_images_accept(struct mst_keeper *k, struct mst_link *link, const struct mst_link_request *request,
+                      const struct mst_link_events **ret_events, void **ret_arg, struct mst_why *why);
+void mst_images_areas_made(struct mst_vm *vm, int err, const struct mst_why *why);
+void mst_images_close(struct mst_vm *vm); /* after it returned its source has no access. No image: nothing */
+void mst_images_gone(struct mst_vm *vm);  /* the slot ends */
+void mst_images_fill(const struct mst_vm *vm, struct mst_vm_slot *slot);
+void mst_images_hello(const struct mst_vm *vm, Mainstay__HeldVm *held);
+bool mst_images_readable(const struct mst_vm *vm); /* verified: may be pulled */
+/* It is what its VM is resumed from here. 0; -ESTALE not verified, or of another epoch. */
+int mst_images_use(struct mst_vm *vm, uint64_t epoch, struct mst_why *why);
+
+/* --- mirrors.c: this node is a source --- */
+int mst_mirrors_new(struct mst_keeper *k);
+void mst_mirrors_close(struct mst_keeper *k);
+void mst_mirrors_free(struct mst_keeper *k);
+/* OrderMirrorTo, OrderMirrorSure, OrderMirrorDrop: as in orders.c. */
+int mst_mirrors_to(struct mst_keeper *k, const struct mst_asker *asker, const mst_envelope *env, struct mst_why *why);
+int mst_mirrors_sure(struct mst_keeper *k, const struct mst_asker *asker, const mst_envelope *env, struct mst_why *why);
+int mst_mirrors_drop(struct mst_keeper *k, const struct mst_asker *asker, const mst_envelope *env, struct mst_why *why);
+int mst_mirrors_put(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why); /* CheckpointPut: as in agent_port.c */
+void mst_mirrors_agent_gone(struct mst_keeper *k); /* its process has ended, and no other is there yet */
+void mst_mirrors_vm_gone(struct mst_vm *vm);
+void mst_mirrors_second(struct mst_keeper *k);
+void mst_mirrors_go(struct mst_keeper *k); /* what was held back by mst_tenure_settled */
+unsigned mst_mirrors_hello(const struct mst_vm *vm, Mainstay__HeldMirror bodies[MST_MIRRORS_MAX],
+                           Mainstay__HeldMirror *list[MST_MIRRORS_MAX]);
+
 /* --- peers.c --- */
 struct mst_peer_source { /* a peer's VM as far as its Keys tell; borrowed until the link closes or new Keys come */
     struct mst_link *link;
@@ -238,16 +286,11 @@ void mst_controls_device_up(struct mst_keeper *k);
 void mst_controls_probe(
     struct mst_keeper *k); /* finds out soon whether the links of those that welcomed us still lead anywhere */
 bool mst_controls_welcomed(const struct mst_keeper *k); /* by any, and the link is up */
-/* Who is to be answered; survives the link (an answer to a link that is gone is dropped). */
-struct mst_asker {
-    struct mst_control *control; /* NULL: nobody */
-    uint64_t session;
-    uint64_t reply_to;
-};
 int mst_control_send(struct mst_control *control, const mst_envelope *env);
 void mst_control_reply(const struct mst_asker *asker, const Mainstay__Done *done);
 void mst_control_reply_error(const struct mst_asker *asker, int err, const struct mst_why *why); /* err 0 or -errno */
-void mst_control_event(struct mst_vm *vm, const char *text); /* VmEvent to every coordinator that welcomed us */
+void mst_control_tell(struct mst_keeper *k, mst_envelope *env); /* news, to every coordinator that welcomed us */
+void mst_control_event(struct mst_vm *vm, const char *text);    /* VmEvent to every coordinator that welcomed us */
 /* Sends, or keeps until a coordinator welcomes us. node, instance and reporter are filled in when absent. */
 void mst_control_report(struct mst_keeper *k, const Mainstay__FaultReport *report);
 

@@ -31,6 +31,8 @@ static void parts_close(struct mst_keeper *k)
     for (i = 0; i < MST_VMS_PER_NODE; i++)
         mst_console_free(&k->vms[i]);
     mst_followers_free(k);
+    mst_images_free(k);
+    mst_mirrors_close(k);
     mst_server_free(k);
     uv_close((uv_handle_t *)&k->beat_timer, NULL);
     uv_close((uv_handle_t *)&k->second_timer, NULL);
@@ -97,6 +99,7 @@ static int run(struct mst_keeper *k, struct mst_why *why)
                k->conf->memory_mib, k->accel);
     uv_run(k->loop, UV_RUN_DEFAULT);
     mst_pulls_free(k);
+    mst_mirrors_free(k);
     mst_tenure_free(k);
     log_notice("stopped");
     return 0;

@@ -171,7 +171,7 @@ static void fence_slots(struct fence *f, size_t n)
     for (i = 0; i < MST_VMS_PER_NODE; i++) {
         struct mst_vm *vm = &f->keeper->vms[i];
 
-        if (!vm->used || vm->drop_pending || vm->epoch > f->vms[n].epoch || strcmp(vm->name, f->vms[n].vm) != 0)
+        if (!vm->used || vm->drop_pending || vm->image || vm->epoch > f->vms[n].epoch || strcmp(vm->name, f->vms[n].vm) != 0)
             continue;
         mst_slot_move(vm, MST_RUN_FENCED, "its process is proved gone");
         mst_slot_fault(vm, 0);
@@ -256,7 +256,7 @@ static struct fence *fence_list(struct mst_keeper *k, const Mainstay__OrderFence
     for (i = 0; i < order->n_vms; i++)
         fence_add(f, order->vms[i]->vm, order->vms[i]->epoch);
     for (i = 0; order->has_all && order->all && i < MST_VMS_PER_NODE; i++)
-        if (k->vms[i].used)
+        if (k->vms[i].used && !k->vms[i].image) /* an image says nothing about its VM, which runs elsewhere */
             fence_add(f, k->vms[i].name, k->vms[i].epoch);
     return f;
 }
@@ -310,7 +310,7 @@ int mst_fence_own(struct mst_keeper *k, const char *text, void (*done)(void *arg
         struct mst_vm *vm = &k->vms[i];
         bool lives = mst_guard_process(k->guard, vm->name) == vm->epoch;
 
-        if (!vm->used || (!lives && vm->state != MST_RUN_RUNNING && vm->state != MST_RUN_PAUSED))
+        if (!vm->used || vm->image || (!lives && vm->state != MST_RUN_RUNNING && vm->state != MST_RUN_PAUSED))
             continue;
         fence_add(f, vm->name, vm->epoch);
         if (vm->state != MST_RUN_STARTING && vm->state != MST_RUN_FENCED)
@@ -408,6 +408,11 @@ static const struct order_row {
     {MAINSTAY__ENVELOPE__BODY_ORDER_RESTART_AGENT, "restart-agent", run_restart_agent},
     {MAINSTAY__ENVELOPE__BODY_ORDER_RECORD_FAULT, "record-fault", run_record_fault},
     {MAINSTAY__ENVELOPE__BODY_ORDER_CONSOLE, "console", run_console},
+    {MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR, "mirror", mst_images_order},
+    {MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_REVOKE, "mirror-revoke", mst_images_revoke},
+    {MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_TO, "mirror-to", mst_mirrors_to},
+    {MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_SURE, "mirror-sure", mst_mirrors_sure},
+    {MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_DROP, "mirror-drop", mst_mirrors_drop},
 };
 
 /* (vm, epoch) that an order names; a fence names several and is told by what it does. */
@@ -436,6 +441,26 @@ static void order_event(enum mst_event_kind kind, const struct order_row *row, c
     case MAINSTAY__ENVELOPE__BODY_ORDER_FORGET:
         event.vm = env->order_forget->vm;
         event.epoch = env->order_forget->epoch;
+        break;
+    case MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR:
+        event.vm = env->order_mirror->definition->name;
+        event.epoch = env->order_mirror->epoch;
+        break;
+    case MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_TO:
+        event.vm = env->order_mirror_to->vm;
+        event.epoch = env->order_mirror_to->epoch;
+        break;
+    case MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_SURE:
+        event.vm = env->order_mirror_sure->vm;
+        event.epoch = env->order_mirror_sure->epoch;
+        break;
+    case MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_DROP:
+        event.vm = env->order_mirror_drop->vm;
+        event.epoch = env->order_mirror_drop->epoch;
+        break;
+    case MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_REVOKE:
+        event.vm = env->order_mirror_revoke->vm;
+        event.epoch = env->order_mirror_revoke->epoch;
         break;
     case MAINSTAY__ENVELOPE__BODY_ORDER_CONSOLE: /* changes nothing */
         return;

@@ -91,6 +91,7 @@ void mst_pull_ended(struct pull *p, int err)
 static int source_find(struct pull *p)
 {
     struct mst_keeper *k = p->keeper;
+    int r;
 
     if (p->node_id != k->conf->id)
         return mst_peers_source(k, p->node_id, p->instance, p->vm->name, p->epoch, &p->remote, &p->why);
@@ -100,6 +101,14 @@ static int source_find(struct pull *p)
     if (!p->local || !p->local->areas_ready || p->local == p->vm) {
         p->local = NULL;
         return mst_why_set(&p->why, -ENODATA, "its areas are not here any more");
+    }
+    if (p->image != (p->local->image != NULL)) {
+        p->local = NULL;
+        return mst_why_set(&p->why, -ESTALE, "what is here of epoch %" PRIu64 " is %san image", p->epoch, p->image ? "not " : "");
+    }
+    if (p->image && (r = mst_images_use(p->local, p->epoch, &p->why)) < 0) {
+        p->local = NULL;
+        return r;
     }
     p->local->users++;
     return 0;
@@ -178,6 +187,7 @@ static int pull_new(struct mst_vm *vm, const Mainstay__SaveSource *source, struc
     p->instance = source->instance;
     p->epoch = source->epoch;
     p->min_seq = source->has_min_seq ? source->min_seq : 0;
+    p->image = source->has_image && source->image;
     *ret_pull = p;
     return 0;
 }

@@ -24,6 +24,7 @@ struct pull {
     char node[MST_NAME_BYTES];
     uint32_t node_id;
     uint64_t instance, epoch, min_seq;
+    bool image; /* the source is a mirror's image */
     uint64_t reply_to, session;
 
     struct mst_vm *local; /* source on this node, held by users; NULL: remote, or still waited for */

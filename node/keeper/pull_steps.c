@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mutant.h"
+#include "mirror/image.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -345,6 +346,10 @@ static int again_end(struct pull *p)
     if (strncmp(p->info.vm, p->vm->name, sizeof(p->info.vm)) != 0 || p->info_head.epoch != p->epoch || p->head.epoch != p->epoch)
         return mst_why_set(&p->why, -ESTALE, "the slot is of another VM or epoch (%" PRIu64 ", its save of %" PRIu64 ")",
                            p->info_head.epoch, p->head.epoch);
+    if (p->image != (p->info.run_state == MST_RUN_IMAGE) ||
+        (p->image && p->info.image_state != MST_IMAGE_VERIFIED && p->info.image_state != MST_IMAGE_USED))
+        return mst_why_set(&p->why, -ESTALE, "the slot is in run state %u, image state %u", p->info.run_state,
+                           p->info.image_state);
     r = mst_save_record_check(&p->record, ram, (uint32_t)(ram / MST_PAGE_BYTES), &p->why);
     if (r < 0)
         return r;

@@ -107,7 +107,7 @@ static void keys_send(struct served *s)
     }
     b->keys.vms = b->list;
     for (i = 0; i < MST_VMS_PER_NODE; i++)
-        if (s->vms[i].region[MST_AREA_RAM] && !s->vms[i].wanted)
+        if (s->vms[i].region[MST_AREA_SAVE] && !s->vms[i].wanted)
             vm_keys_fill(b, s, &k->vms[i]);
     n = mst_frame_pack(&env, k->frame, sizeof(k->frame));
     if (n > 0)
@@ -279,7 +279,8 @@ static void on_open(struct mst_link *link, int err, const struct mst_why *why, v
     s->open = true;
     keys_send(s); /* what there is at once; VMs follow as they are registered */
     for (i = 0; i < MST_VMS_PER_NODE; i++)
-        if (k->vms[i].used && k->vms[i].areas_ready && !k->vms[i].drop_pending)
+        if (k->vms[i].used && k->vms[i].areas_ready && !k->vms[i].drop_pending &&
+            (!k->vms[i].image || mst_images_readable(&k->vms[i])))
             vm_want(s, &k->vms[i]);
 }
 
@@ -358,7 +359,7 @@ static int role_check(struct mst_keeper *k, const struct mst_link_request *reque
     if (request->role == MST_ROLE_PULL && !mst_peers_known(k, request->address))
         return mst_why_set(why, -EACCES, "%s is no peer that a coordinator named to node %s", request->address, k->conf->node);
     if (request->role != MST_ROLE_WATCH && request->role != MST_ROLE_PULL)
-        return mst_why_set(why, -EACCES, "a keeper takes watch and pull links only");
+        return mst_why_set(why, -EACCES, "a keeper takes watch, pull and mirror links only");
     return 0;
 }
 
@@ -370,6 +371,12 @@ int mst_server_accept(struct mst_link *link, const struct mst_link_request *requ
     unsigned n = 0;
     int r;
 
+    if (request->role == MST_ROLE_MIRROR) {
+        r = mst_images_accept(k, link, request, ret_events, ret_arg, why);
+        if (r < 0)
+            log_notice("peer=%s refused: %s", request->address, why->text);
+        return r;
+    }
     r = role_check(k, request, why);
     if (r == 0) {
         n = links_of(k->server, request, &place);

@@ -21,9 +21,10 @@
  *     +---------------> DEAD <--------------+-----------------+
  *                        |         fence order from any of them
  *                        +-----------------> FENCED           all drop to EMPTY
+ *   EMPTY -> IMAGE: of a VM that runs elsewhere
  */
 static const struct mst_state run_states[] = {
-    [MST_RUN_EMPTY] = {"empty", MST_TO(MST_RUN_STARTING) | MST_TO(MST_RUN_DEAD)},
+    [MST_RUN_EMPTY] = {"empty", MST_TO(MST_RUN_STARTING) | MST_TO(MST_RUN_DEAD) | MST_TO(MST_RUN_IMAGE)},
     [MST_RUN_STARTING] = {"starting", MST_TO(MST_RUN_RUNNING) | MST_TO(MST_RUN_PAUSED) | MST_TO(MST_RUN_DEAD) |
                                           MST_TO(MST_RUN_FENCED) | MST_TO(MST_RUN_EMPTY)},
     [MST_RUN_RUNNING] = {"running", MST_TO(MST_RUN_PAUSED) | MST_TO(MST_RUN_DEAD) | MST_TO(MST_RUN_FENCED)},
@@ -31,6 +32,7 @@ static const struct mst_state run_states[] = {
     /* STARTING again: only a VM whose guest has not run in this epoch (orders.c checks it) */
     [MST_RUN_DEAD] = {"dead", MST_TO(MST_RUN_STARTING) | MST_TO(MST_RUN_FENCED) | MST_TO(MST_RUN_EMPTY)},
     [MST_RUN_FENCED] = {"fenced", MST_TO(MST_RUN_EMPTY)},
+    [MST_RUN_IMAGE] = {"image", MST_TO(MST_RUN_EMPTY)},
 };
 #define RUN_STATES (sizeof(run_states) / sizeof(run_states[0]))
 
@@ -86,6 +88,7 @@ void mst_slot_publish(struct mst_vm *vm)
         body.shadow_bytes = vm->areas.area[MST_AREA_SHADOW].bytes;
         body.delta_bytes = vm->areas.area[MST_AREA_DELTA].bytes;
     }
+    mst_images_fill(vm, &body);
     mst_pub_write(k->status->vms[vm->index].info, vm->epoch, k->instance, &body, sizeof(body));
     vm->console_published = body.console_bytes;
     k->generation++;
@@ -137,6 +140,7 @@ static void on_second(uv_timer_t *timer)
     unsigned i;
 
     mst_node_publish(k);
+    mst_mirrors_second(k);
     for (i = 0; i < MST_VMS_PER_NODE; i++)
         if (k->vms[i].used && mst_console_bytes(&k->vms[i]) != k->vms[i].console_published)
             mst_slot_publish(&k->vms[i]);
@@ -174,7 +178,8 @@ struct mst_vm *mst_slot_newest(struct mst_keeper *k, const char *vm)
     for (i = 0; i < MST_VMS_PER_NODE; i++) {
         struct mst_vm *v = &k->vms[i];
 
-        if (v->used && !v->drop_pending && strcmp(v->name, vm) == 0 && (!found || v->epoch > found->epoch))
+        if (v->used && !v->drop_pending && v->state != MST_RUN_IMAGE && strcmp(v->name, vm) == 0 &&
+            (!found || v->epoch > found->epoch))
             found = v;
     }
     return found;
@@ -210,6 +215,17 @@ int mst_slot_new(struct mst_keeper *k, const char *vm, uint64_t epoch, struct ms
     mst_pub_clear(k->status->vms[v->index].save);
     mst_slot_move(v, MST_RUN_STARTING, "granted");
     *ret_vm = v;
+    return 0;
+}
+
+int mst_slot_new_image(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why)
+{
+    int r = slot_take(k, vm, epoch, ret_vm, why);
+
+    if (r < 0)
+        return r;
+    mst_pub_clear(k->status->vms[(*ret_vm)->index].save);
+    mst_slot_move(*ret_vm, MST_RUN_IMAGE, "its node is to be a mirror");
     return 0;
 }
 
@@ -265,6 +281,7 @@ static void slot_drop_now(struct mst_vm *vm)
     char path[PATH_MAX];
 
     mst_server_vm_gone(vm);
+    mst_images_gone(vm);
     mst_vm_areas_drop(vm);
     mst_console_free(vm);
     if (!mst_slot_newest(k, vm->name) && mst_path(path, sizeof(path), "%s/vm-%s", k->conf->cgroup, vm->name) == 0 &&
@@ -283,6 +300,8 @@ static void slot_drop_now(struct mst_vm *vm)
 void mst_slot_drop(struct mst_vm *vm)
 {
     vm->drop_pending = true;
+    mst_images_close(vm);
+    mst_mirrors_vm_gone(vm);
     if (!vm->users)
         slot_drop_now(vm);
 }
@@ -308,12 +327,16 @@ static int kept_take(struct mst_keeper *k, const struct mst_kept *kept, struct m
         return r;
     vm->areas = kept->areas;
     vm->areas_ready = true;
-    vm->ran = true;
-    vm->state = MST_RUN_DEAD;
-    vm->exit_status = kept->slot.exit_status;
-    vm->fault_kind = MAINSTAY__FAULT_KIND__FAULT_KEEPER_DEAD;
     vm->changed_wall_ms = mst_wall_ms();
-    k->fault_flags |= UINT64_C(1) << vm->index;
+    if (kept->slot.run_state == MST_RUN_IMAGE) {
+        vm->state = MST_RUN_IMAGE; /* mst_images_new */
+    } else {
+        vm->ran = true;
+        vm->state = MST_RUN_DEAD;
+        vm->exit_status = kept->slot.exit_status;
+        vm->fault_kind = MAINSTAY__FAULT_KIND__FAULT_KEEPER_DEAD;
+        k->fault_flags |= UINT64_C(1) << vm->index;
+    }
     mst_pub_write(k->status->vms[vm->index].save, vm->epoch, k->instance, &kept->record, sizeof(kept->record));
     mst_slot_publish(vm);
     return 0;

@@ -232,6 +232,10 @@ int mst_keeper_parts_open(struct mst_keeper *k, struct mst_why *why)
     if (r == 0)
         r = mst_pulls_new(k);
     if (r == 0)
+        r = mst_images_new(k);
+    if (r == 0)
+        r = mst_mirrors_new(k);
+    if (r == 0)
         r = mst_relays_new(k);
     if (r == 0)
         r = mst_controls_new(k);

@@ -184,8 +184,10 @@ static void look(struct mst_tenure *t, const struct mst_lease_time *now)
     if (settled == t->settled)
         return;
     t->settled = settled;
-    if (settled)
+    if (settled) {
         mst_relay_go(k);
+        mst_mirrors_go(k);
+    }
 }
 
 static void woken(struct mst_tenure *t)

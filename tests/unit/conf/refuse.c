@@ -227,9 +227,9 @@ static const struct bad bads[] = {
      "3: machine: 'pc,accel=kvm' has characters that are not allowed, allowed are letters, digits and -._"},
     {VM, VM_HEAD "cpu: \"max x\"\n",
      "3: cpu: 'max x' has characters that are not allowed, allowed are letters, digits and -._,+="},
-    {VM, VM_HEAD "protect: mirror\n", "3: protect: 'mirror' is not known; allowed: none, local"},
-    {VM, VM_HEAD "protect: lokal\n", "3: protect: 'lokal' is not known, did you mean local; allowed: none, local"},
-    {VM, VM_HEAD "protect: 1\n", "3: protect: '1' is not known; allowed: none, local"},
+    {VM, VM_HEAD "protect: twice\n", "3: protect: 'twice' is not known; allowed: none, local, mirror"},
+    {VM, VM_HEAD "protect: lokal\n", "3: protect: 'lokal' is not known, did you mean local; allowed: none, local, mirror"},
+    {VM, VM_HEAD "protect: 1\n", "3: protect: '1' is not known; allowed: none, local, mirror"},
     {VM, VM_HEAD "on-node-fault: resume-elsewhere\n",
      "3: on-node-fault: 'resume-elsewhere' is not known; allowed: resume, restart, hold, discard"},
     {VM, VM_HEAD "on-vm-fault: resume-elswhere\n",
@@ -536,7 +536,7 @@ START_TEST(definition_from_a_peer_is_held_to_the_same_limits)
     definition_is_refused("boot.append: 'a?b' is not allowed, it has control characters or is not UTF-8");
     definition_make();
     def.protect = (Mainstay__Protect)9;
-    definition_is_refused("protect: value 9 is not allowed here; allowed: none, local");
+    definition_is_refused("protect: value 9 is not allowed here; allowed: none, local, mirror");
     definition_make();
     def.on_node_fault = MAINSTAY__ON_FAULT__ON_FAULT_RESUME_ELSEWHERE;
     definition_is_refused("on-node-fault: value 4 is not allowed here; allowed: resume, restart, hold, discard");

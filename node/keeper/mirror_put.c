@@ -1,0 +1,365 @@
+#include "node/keeper/mirrors.h"
+
+#include "base/clock.h"
+#include "base/fault.h"
+#include "base/log.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* What goes into a mirror's log, by a worker thread that has the sender alone; the loop posts WRITEs between two of its jobs.
+ *
+ *   OPEN    memory for the twin
+ *   PUT     a checkpoint: pages of its delta; once the mirror is seeded also its end
+ *   FILL    seed: pages of the shadow, but for those that came from a delta since: the agent may be applying that to the shadow just now
+ *   COMMIT  seed: its end, when no checkpoint was published that is not in it
+ *
+ * Nothing else writes the delta and the device state of a checkpoint before mst_mirror_put_done has let the agent go on. */
+
+#define PAGES_PER_JOB 512u
+#define WRITES_MAX    16u
+#define WRITE_MS      5000u
+#define SEED_SHARE    4u /* so much of the ring a seed may take up: the rest is for checkpoints */
+
+/* --- worker --- */
+
+static int open_work(struct mst_mirror *m)
+{
+    uint64_t bytes = mst_mlog_bytes(m->grant.ring_bytes);
+    void *twin = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    if (twin == MAP_FAILED)
+        return mst_why_set(&m->job_why, -ENOMEM, "no memory for a twin of %" PRIu64 " bytes", bytes);
+    m->twin = twin;
+    m->from_delta = calloc(1, m->grant.ram_bytes / MST_PAGE_BYTES / 8 + 1);
+    return m->from_delta ? mst_msend_new(&m->grant, m->twin, &m->send, &m->job_why) : -ENOMEM;
+}
+
+static int begin(struct mst_mirror *m)
+{
+    int r;
+
+    if (m->begun && !m->committed)
+        return mst_msend_renumber(m->send, m->record.seq);
+    r = mst_msend_begin(m->send, m->record.seq);
+    m->begun = m->begun || r == 0;
+    return r;
+}
+
+static int delta_put(struct mst_mirror *m)
+{
+    const uint8_t *delta = m->job_vm->areas.area[MST_AREA_DELTA].addr;
+    const struct mst_delta_entry *table;
+    struct mst_delta_layout layout;
+    int r = mst_delta_layout(m->job_vm->areas.delta_capacity, &layout);
+
+    if (r < 0 || m->record.delta_pages == 0)
+        return r;
+    table = (const struct mst_delta_entry *)(const void *)(delta + layout.table_off);
+    if (m->at == 0)
+        r = mst_delta_table_check(&m->record, table, &m->job_why);
+    for (unsigned n = 0; r >= 0 && m->at < m->record.delta_pages; m->at++, n++) {
+        uint32_t page = table[m->at].page;
+
+        if (n == PAGES_PER_JOB)
+            return 1;
+        r = mst_msend_page(m->send, page, delta + layout.data_off + m->at * MST_PAGE_BYTES, NULL);
+        if (r < 0)
+            break;
+        m->from_delta[page / 8] = (uint8_t)(m->from_delta[page / 8] | 1u << page % 8);
+    }
+    return r < 0 ? r : 0;
+}
+
+static int end_put(struct mst_mirror *m)
+{
+    struct mst_save_layout layout = {0};
+    struct mst_msend_rest rest = {.device_bytes = m->record.device_bytes,
+                                  .ram_digest = m->record.ram_digest,
+                                  .taken_wall_ms = m->record.taken_wall_ms,
+                                  .pause_ns = m->record.pause_ns};
+    int r = mst_save_layout(m->grant.ram_bytes, &layout);
+
+    rest.device = m->job_vm->areas.area[MST_AREA_SAVE].addr + layout.device_off[m->record.device_slot];
+    r = r < 0 ? r : mst_msend_commit(m->send, &rest);
+    m->committed = m->committed || r == 0;
+    return r;
+}
+
+/* 0 put, 1 there is more, -errno */
+static int put_work(struct mst_mirror *m)
+{
+    int r = 0;
+
+    if (m->step == 0) {
+        MST_POINT("mirror.put.begun");
+        r = begin(m);
+        m->at = 0;
+        m->step += r == 0;
+    }
+    if (r == 0 && m->step == 1) {
+        r = delta_put(m);
+        m->step += r == 0;
+        if (m->step == 2 && !m->committed)
+            mst_msend_flush(m->send); /* a seed ends with COMMIT */
+    }
+    if (r == 0 && m->step == 2 && m->committed)
+        r = end_put(m);
+    return r;
+}
+
+static int fill_work(struct mst_mirror *m)
+{
+    const uint8_t *shadow = m->job_vm->areas.area[MST_AREA_SHADOW].addr;
+    uint64_t pages = m->grant.ram_bytes / MST_PAGE_BYTES;
+    int r = 0;
+
+    for (unsigned n = 0; n < PAGES_PER_JOB && m->fill_at < pages && r >= 0; m->fill_at += r >= 0) {
+        r = 0;
+        if (m->from_delta[m->fill_at / 8] & 1u << m->fill_at % 8)
+            continue;
+        r = mst_msend_page(m->send, m->fill_at, shadow + m->fill_at * MST_PAGE_BYTES, NULL);
+        n++;
+    }
+    if (m->fill_at == pages)
+        mst_msend_flush(m->send);
+    return r < 0 ? r : 0;
+}
+
+static void work(uv_work_t *work)
+{
+    struct mst_mirror *m = work->data;
+
+    mst_worker_begin();
+    m->job_why.text[0] = '\0';
+    switch (m->job) {
+    case MIRROR_OPEN:
+        m->job_err = open_work(m);
+        break;
+    case MIRROR_PUT:
+        m->job_err = put_work(m);
+        break;
+    case MIRROR_FILL:
+        m->job_err = fill_work(m);
+        break;
+    default:
+        m->job_err = end_put(m);
+    }
+}
+
+/* --- loop --- */
+
+static void put_ended(struct mst_mirror *m)
+{
+    m->pending = false;
+    m->put_seq = m->record.seq;
+    MST_POINT("mirror.put.done");
+    mst_mirror_put_done(m->vm);
+}
+
+static void job_ended(struct mst_mirror *m, enum mst_mirror_job job, int err)
+{
+    m->blocked = err == -EAGAIN;
+    m->filled = m->fill_at;
+    if (err < 0 && err != -EAGAIN) {
+        mst_mirror_fail(m, err, m->job_why.text);
+        return;
+    }
+    if (m->has_completed)
+        mst_msend_completed(m->send, &m->completed);
+    if (m->has_completed || m->has_ack)
+        m->blocked = false;
+    m->has_completed = false;
+    if (job == MIRROR_OPEN)
+        mst_mirror_connect(m);
+    else if (job == MIRROR_PUT && err == 0)
+        put_ended(m);
+    else if (job == MIRROR_COMMIT && err == 0)
+        m->committing = false;
+    if (m->has_ack) {
+        m->has_ack = false;
+        mst_mirror_acked(m, &m->ack);
+    }
+}
+
+static void after(uv_work_t *work, int status)
+{
+    struct mst_mirror *m = work->data;
+    enum mst_mirror_job job = m->job;
+    struct mst_vm *vm = m->job_vm;
+
+    m->job = MIRROR_IDLE;
+    m->job_vm = NULL;
+    if (m->vm && m->phase != MAINSTAY__MIRROR_PHASE__MIRROR_FAILED)
+        job_ended(m, job, status < 0 ? status : m->job_err);
+    mst_slot_release(vm);
+    mst_mirror_go(m);
+    mst_mirror_unused(m);
+}
+
+static void start(struct mst_mirror *m, enum mst_mirror_job job)
+{
+    if (job == MIRROR_PUT && m->fresh) {
+        m->record = m->next_record;
+        m->step = 0;
+        m->fresh = false;
+    }
+    m->committing = job == MIRROR_COMMIT;
+    m->job = job;
+    m->job_vm = m->vm;
+    m->vm->users++;
+    m->work.data = m;
+    uv_queue_work(m->keeper->loop, &m->work, work, after); /* fails only without a callback */
+}
+
+struct write {
+    struct mst_mirror *mirror;
+    struct mst_msend_write write;
+};
+
+static void write_done(void *arg, int err)
+{
+    struct write *one = arg;
+    struct mst_mirror *m = one->mirror;
+    struct mst_msend_write write = one->write;
+
+    free(one);
+    m->writing--;
+    if (err < 0)
+        return; /* the link ends, and with it the mirror */
+    if (write.end > m->written) {
+        m->written = write.end;
+        m->completed = write;
+        if (m->job != MIRROR_IDLE)
+            m->has_completed = true;
+        else if (m->send)
+            mst_msend_completed(m->send, &write);
+        m->blocked = false;
+        m->moved_ms = mst_now_ms();
+    }
+    MST_POINT("mirror.written");
+    mst_mirror_ask(m, false);
+    mst_mirror_go(m);
+}
+
+static void writes_post(struct mst_mirror *m)
+{
+    struct mst_msend_write write;
+    struct write *one;
+    int r;
+
+    if (!mst_tenure_settled(m->keeper, NULL))
+        return; /* mst_mirrors_go */
+    while (m->writing < WRITES_MAX && mst_msend_writes(m->send, &write, 1) == 1) {
+        one = malloc(sizeof(*one));
+        if (!one) {
+            mst_mirror_fail(m, -ENOMEM, "no memory for a WRITE");
+            return;
+        }
+        *one = (struct write){.mirror = m, .write = write};
+        if (write.end > m->taken)
+            m->taken = write.end;
+        r = mst_link_write(m->link, m->region, write.offset, m->log_addr + write.offset, m->log_rkey, write.len, WRITE_MS,
+                           write_done, one);
+        if (r < 0) {
+            free(one);
+            mst_mirror_fail(m, r, "a WRITE cannot be posted");
+            return;
+        }
+        m->writing++;
+    }
+}
+
+int mst_mirror_record(const struct mst_vm *vm, struct mst_save_record *ret_record)
+{
+    struct mst_pub_head head;
+    int r = mst_pub_read(vm->keeper->status->vms[vm->index].save, &head, ret_record, sizeof(*ret_record));
+
+    if (r == 0 && (head.epoch != vm->epoch || head.instance != vm->keeper->instance))
+        r = -ESTALE;
+    if (r == 0)
+        r = mst_save_record_check(ret_record, vm->areas.area[MST_AREA_RAM].bytes, vm->areas.delta_capacity, NULL);
+    return r == 0 && ret_record->source != MST_SAVE_SHADOW ? -ENODATA : r;
+}
+
+static bool nothing_newer(const struct mst_mirror *m)
+{
+    struct mst_save_record record;
+
+    return mst_mirror_record(m->vm, &record) == 0 && record.seq == m->put_seq;
+}
+
+void mst_mirror_go(struct mst_mirror *m)
+{
+    uint64_t pages = m->grant.ram_bytes / MST_PAGE_BYTES;
+
+    if (m->job != MIRROR_IDLE || !m->vm || m->vm->drop_pending || m->keeper->stopping ||
+        m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED)
+        return;
+    if (!m->twin)
+        start(m, MIRROR_OPEN);
+    if (!m->ready || m->job != MIRROR_IDLE)
+        return;
+    writes_post(m);
+    if (m->blocked || m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED)
+        return; /* until something completes, or is given back */
+    if (m->committing)
+        start(m, MIRROR_COMMIT);
+    else if (m->pending)
+        start(m, MIRROR_PUT);
+    else if (m->begun && !m->committed && m->fill_at < pages && m->taken - m->consumed < m->grant.ring_bytes / SEED_SHARE)
+        start(m, MIRROR_FILL);
+    else if (m->begun && !m->committed && m->fill_at == pages && nothing_newer(m))
+        start(m, MIRROR_COMMIT);
+}
+
+void mst_mirror_checkpoint(struct mst_mirror *m, const struct mst_save_record *record, bool whole, bool known)
+{
+    struct mst_why why;
+
+    if (m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED || !m->ready || record->seq == m->put_seq ||
+        (m->pending && record->seq == m->next_record.seq))
+        return;
+    if (m->put_seq != 0 && (m->pending || whole || !known || record->seq != m->put_seq + 1)) {
+        mst_why_set(&why, -ESTALE, "checkpoint %" PRIu64 " comes after %" PRIu64 ", and what lies between is not known",
+                    record->seq, m->put_seq);
+        mst_mirror_fail(m, -ESTALE, why.text);
+        return;
+    }
+    m->next_record = *record;
+    m->fresh = true;
+    m->stamps[record->seq % MST_MIRROR_STAMPS] = record->taken_boot_ns;
+    m->pending = true;
+    m->moved_ms = mst_now_ms();
+    mst_mirror_go(m);
+}
+
+void mst_mirror_acked(struct mst_mirror *m, const struct mst_mlog_ack *ack)
+{
+    struct mst_why why = {0};
+    int r;
+
+    if (m->job != MIRROR_IDLE) {
+        m->ack = *ack;
+        m->has_ack = true;
+        return;
+    }
+    r = m->send ? mst_msend_ack(m->send, ack, &why) : -ESTALE;
+    if (r == -ESTALE)
+        return;
+    if (r < 0) {
+        mst_mirror_fail(m, r, why.text);
+        return;
+    }
+    if (ack->consumed > m->consumed) {
+        m->consumed = ack->consumed;
+        m->blocked = false;
+        m->moved_ms = mst_now_ms();
+    }
+    m->acked = mst_msend_acked(m->send);
+    if (m->acked != 0 && m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING)
+        mst_mirror_phase(m, MAINSTAY__MIRROR_PHASE__MIRROR_JOINED);
+}

@@ -52,6 +52,7 @@ void mst_save_writer_free(struct mst_save_writer *writer);   /* NULL is fine; th
 uint64_t mst_save_seq(const struct mst_save_writer *writer); /* of the last published checkpoint, 0: none */
 /* What the published record names now. */
 enum mst_save_source mst_save_source(const struct mst_save_writer *writer);
+uint32_t mst_save_delta(const struct mst_save_writer *writer, uint32_t *ret_table_crc32c); /* pages of it */
 
 /* Begins checkpoint seq + 1: the delta is empty. Settles the previous one when that was not done. */
 void mst_save_begin(struct mst_save_writer *writer);

@@ -190,6 +190,12 @@ enum mst_save_source mst_save_source(const struct mst_save_writer *writer)
     return (enum mst_save_source)writer->record.source;
 }
 
+uint32_t mst_save_delta(const struct mst_save_writer *writer, uint32_t *ret_table_crc32c)
+{
+    *ret_table_crc32c = writer->record.delta_table_crc32c;
+    return writer->record.delta_pages;
+}
+
 /* --- staging --- */
 
 void mst_save_begin(struct mst_save_writer *writer)

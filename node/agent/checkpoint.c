@@ -51,6 +51,14 @@ static void done(struct mst_ckpt *ckpt, int err, const struct mst_why *why)
     ckpt->events->on_done(ckpt, err, &report, why ? why : &nothing, ckpt->arg);
 }
 
+/* Before anything settles the record, and the guest does not wait for it. */
+static void tell_committed(struct mst_ckpt *ckpt)
+{
+    if (ckpt->to_tell && ckpt->events->on_committed && !ckpt->freeing)
+        ckpt->events->on_committed(ckpt, ckpt->way != WAY_DELTA, ckpt->arg);
+    ckpt->to_tell = false;
+}
+
 /* --- workers: page copies --- */
 
 static void maybe_free(struct mst_ckpt *ckpt)
@@ -90,7 +98,7 @@ static void work_done(uv_work_t *work, int status)
         break;
     case ST_STAGING:
         ckpt->report.pages_ns = ckpt->work_ns;
-        ckpt->committed = ckpt->work_err == 0;
+        ckpt->committed = ckpt->to_tell = ckpt->work_err == 0;
         ckpt->report.whole = ckpt->way == WAY_RAM;
         ckpt->report.first = ckpt->way == WAY_FILL;
         if (ckpt->committed)
@@ -103,6 +111,7 @@ static void work_done(uv_work_t *work, int status)
         } else if (ckpt->mode == MST_CKPT_STAY) {
             ckpt->report.pause_ns = mst_now_ns() - ckpt->stop_sent_ns;
             ckpt->report.stands = true;
+            tell_committed(ckpt);
             if (ckpt->way != WAY_DELTA)
                 done(ckpt, 0, NULL);
             else
@@ -404,6 +413,7 @@ static void enter_continuing(struct mst_ckpt *ckpt)
     move(ckpt, ST_CONTINUING);
     ckpt->mark_ns = mst_now_ns();
     r = mst_resume_start(ckpt->conf.loop, ckpt->conf.qmp, MST_RESUME_FAST, ckpt->conf.silent_ms, on_resumed, ckpt, &ckpt->resume);
+    tell_committed(ckpt);
     if (r < 0) {
         mst_why_set(&why, r, "cannot tell QEMU to go on: %s", mst_errname(r));
         rescue(ckpt, r, &why);

@@ -59,6 +59,9 @@ struct mst_ckpt_events {
     void (*on_done)(struct mst_ckpt *ckpt, int err, const struct mst_ckpt_report *report, const struct mst_why *why, void *arg);
     /* QEMU did not answer in time while the guest may be standing. The take goes on: on_done comes when QEMU answers again. */
     void (*on_silent)(struct mst_ckpt *ckpt, const struct mst_why *why, void *arg);
+    /* The record is published, and not settled yet; the guest was told to go on, if it is to. May be NULL. whole: the pages of the delta are not all
+     * that changed. */
+    void (*on_committed)(struct mst_ckpt *ckpt, bool whole, void *arg);
 };
 
 /* -ENOMEM, -errno of memfd_create. */

@@ -103,6 +103,9 @@ static void on_tick(uv_timer_t *timer)
 
     if (vm->state != VM_RUNNING || vm->silent || vm->stopped_by_other)
         return; /* whatever ends that schedules again */
+    vm->ckpt_due = vm->put_waits > 0;
+    if (vm->put_waits > 0)
+        return; /* on_put */
     vm->ckpt_begun_ms = mst_now_ms();
     r = mst_ckpt_take(vm->ckpt, MST_CKPT_RUN_ON);
     if (r < 0) {
@@ -219,7 +222,8 @@ static void on_done(struct mst_ckpt *ckpt, int err, const struct mst_ckpt_report
             saved(vm, report);
         } else if (err == 0) { /* the one that was under way when the order came */
             took(vm, report);
-            hold(vm);
+            if (vm->put_waits == 0)
+                hold(vm);
         } else {
             not_taken(vm, err, report, why);
             mst_waiters_answer(vm, &vm->save_waiters, err, why, NULL, NULL);
@@ -248,9 +252,62 @@ static void on_silent(struct mst_ckpt *ckpt, const struct mst_why *why, void *ar
     mst_vm_went_silent(arg, why);
 }
 
+/* --- mirrors --- */
+
+static void on_put(int err, const mst_envelope *reply, const struct mst_why *why, void *arg)
+{
+    struct mst_vm *vm = arg;
+
+    (void)reply;
+    vm->put_waits--;
+    if (vm->put_waits > 0)
+        return; /* asked again since */
+    if (err)
+        log_notice("vm=%s epoch=%" PRIu64 " its mirrors do not get this checkpoint: %s", vm->definition->name, vm->epoch,
+                   why->text);
+    if (vm->state == VM_SAVING && vm->ckpt && !mst_ckpt_busy(vm->ckpt))
+        hold(vm);
+    else if (vm->state == VM_RUNNING && vm->ckpt_due)
+        schedule(vm, 0);
+    vm->ckpt_due = false;
+}
+
+/* The keeper sends the published checkpoint to the mirrors, if there are any, and answers when its delta may be written again. So a mirror that is slow
+ * slows the checkpoints down, and not the guest. found: it was published before we came. */
+static void put_ask(struct mst_vm *vm, bool found, bool whole)
+{
+    Mainstay__CheckpointPut body = MAINSTAY__CHECKPOINT_PUT__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+    int r;
+
+    if (vm->definition->protect != MAINSTAY__PROTECT__PROTECT_MIRROR)
+        return;
+    body.vm = vm->definition->name;
+    body.epoch = vm->epoch;
+    body.seq = mst_save_seq(vm->writer);
+    if (!found) {
+        body.has_delta_pages = body.has_delta_table_crc32c = body.has_whole = 1;
+        body.delta_pages = mst_save_delta(vm->writer, &body.delta_table_crc32c);
+        body.whole = whole;
+    }
+    env.body_case = MAINSTAY__ENVELOPE__BODY_CHECKPOINT_PUT;
+    env.checkpoint_put = &body;
+    r = mst_port_request(vm->agent->port, &env, on_put, vm);
+    vm->put_waits += r == 0;
+    if (r < 0)
+        log_warning("vm=%s epoch=%" PRIu64 " checkpoint %" PRIu64 " not handed to the keeper: %s", vm->definition->name,
+                    vm->epoch, body.seq, mst_errname(r));
+}
+
+static void on_committed(struct mst_ckpt *ckpt, bool whole, void *arg)
+{
+    (void)ckpt;
+    put_ask(arg, false, whole);
+}
+
 int mst_vm_run_begin(struct mst_vm *vm, bool stands, struct mst_why *why)
 {
-    static const struct mst_ckpt_events events = {on_done, on_silent};
+    static const struct mst_ckpt_events events = {on_done, on_silent, on_committed};
     struct mst_ckpt_conf conf = {.loop = vm->agent->loop,
                                  .qmp = vm->qmp,
                                  .map = &vm->map->map,
@@ -276,6 +333,8 @@ int mst_vm_run_begin(struct mst_vm *vm, bool stands, struct mst_why *why)
     }
     vm->silent = vm->stopped_by_other = vm->ping_waits = false;
     uv_timer_start(&vm->ping, on_ping, MST_VM_PING_MS, MST_VM_PING_MS);
+    if (vm->attaching)
+        put_ask(vm, true, false);
     if (!stands)
         schedule(vm, 0);
     return 0;
@@ -446,7 +505,7 @@ void mst_vm_save_now(struct mst_vm *vm)
 {
     mst_vm_move(vm, VM_SAVING);
     uv_timer_stop(&vm->timer);
-    if (!mst_ckpt_busy(vm->ckpt)) /* otherwise its end brings us back */
+    if (!mst_ckpt_busy(vm->ckpt) && vm->put_waits == 0) /* otherwise its end brings us back */
         hold(vm);
 }
 

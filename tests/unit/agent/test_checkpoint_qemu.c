@@ -203,7 +203,7 @@ static void on_silent(struct mst_ckpt *ckpt, const struct mst_why *why, void *ar
     (void)arg;
 }
 
-static const struct mst_ckpt_events ckpt_events = {on_ckpt, on_silent};
+static const struct mst_ckpt_events ckpt_events = {on_ckpt, on_silent, NULL};
 
 static void ckpt_new(struct world *w)
 {

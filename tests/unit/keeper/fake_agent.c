@@ -2,6 +2,7 @@
  * checkpoints with shm/save.h (the second one committed and not applied, so that a reader needs the delta) and answers the order. What it is to do
  * wrong stands in the definition's boot_append:
  *     agent=die         ends once after its areas were made        agent=old-epoch   spawns under the epoch before
+ * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N.
  *     agent=late-spawn  spawns once RUN-DIR/spawn-now is there
  *     agent=refuse      answers the order with an error at the end   agent=silent     never answers the order */
 #include "base/clock.h"
@@ -41,7 +42,7 @@ static struct mst_status_area *status;
 static uint64_t instance;
 static char qemu[PATH_MAX], run_dir[PATH_MAX];
 static struct vm vms[MST_VMS_PER_NODE];
-static uv_timer_t beat;
+static uv_timer_t beat, next[MST_VMS_PER_NODE]; /* next: checkpoint of a VM under protect: mirror */
 
 static void fatal(const char *text)
 {
@@ -108,7 +109,7 @@ static void *map_file(const char *path, size_t *ret_bytes)
 
 /* --- steps of a start; ids of requests tell which VM and which step --- */
 
-enum step { STEP_AREAS = 1, STEP_PULL, STEP_SPAWN };
+enum step { STEP_AREAS = 1, STEP_PULL, STEP_SPAWN, STEP_PUT };
 
 static uint64_t id_of(const struct vm *vm, enum step step)
 {
@@ -200,6 +201,48 @@ static void checkpoints(struct vm *vm)
         fatal("commit");
 }
 
+/* --- checkpoints that are mirrored --- */
+
+static void put_ask(struct vm *vm)
+{
+    Mainstay__CheckpointPut body = MAINSTAY__CHECKPOINT_PUT__INIT;
+    ENVELOPE(env, CHECKPOINT_PUT, checkpoint_put, &body);
+
+    body.vm = vm->name;
+    body.epoch = vm->epoch;
+    body.seq = mst_save_seq(vm->writer);
+    body.has_delta_pages = body.has_delta_table_crc32c = 1;
+    body.delta_pages = mst_save_delta(vm->writer, &body.delta_table_crc32c);
+    env.has_id = 1;
+    env.id = id_of(vm, STEP_PUT);
+    send_env(&env);
+    mst_save_apply(vm->writer); /* at once: the keeper may be reading the shadow */
+}
+
+static void on_next(uv_timer_t *timer)
+{
+    struct vm *vm = timer->data;
+    uint64_t room, seq = mst_save_seq(vm->writer) + 1, pages[2] = {5, 50 + seq % 100};
+
+    if (!vm->used)
+        return;
+    mst_save_begin(vm->writer);
+    for (int i = 0; i < 2; i++) {
+        memcpy((uint8_t *)(uintptr_t)vm->map.ram + pages[i] * MST_PAGE_BYTES, &seq, sizeof(seq));
+        if (mst_save_stage(vm->writer, pages[i]) < 0)
+            fatal("stage");
+    }
+    memset(mst_save_device(vm->writer, &room), (int)seq & 0xff, DEVICE_BYTES);
+    if (mst_save_commit(vm->writer, DEVICE_BYTES, 1, mst_wall_ms(), mst_now_ns()) < 0)
+        fatal("commit");
+    put_ask(vm);
+}
+
+static void put(struct vm *vm)
+{
+    uv_timer_start(&next[vm - vms], on_next, 30, 0);
+}
+
 static void areas_made(struct vm *vm, const Mainstay__Areas *areas)
 {
     char marker[PATH_MAX + 16];
@@ -261,6 +304,8 @@ static void spawned(struct vm *vm)
     state_say(vm, MST_RUN_RUNNING);
     done(vm->order, 0, NULL, &vm->result, NULL);
     vm->order = 0;
+    if (vm->definition->protect == MAINSTAY__PROTECT__PROTECT_MIRROR)
+        put_ask(vm);
 }
 
 /* --- messages --- */
@@ -322,6 +367,7 @@ static void exited(const Mainstay__VmExited *e)
     if (vm->order)
         done(vm->order, EIO, "QEMU ended", NULL, NULL);
     mst_save_writer_free(vm->writer);
+    uv_timer_stop(&next[vm - vms]);
     vm->used = false;
 }
 
@@ -337,6 +383,8 @@ static void answered(const mst_envelope *env)
         pulled(vm, env->pulled);
     } else if (env->body_case == MAINSTAY__ENVELOPE__BODY_SPAWNED) {
         spawned(vm);
+    } else if (env->reply_to == id_of(vm, STEP_PUT)) {
+        put(vm);
     } else if (env->done->error) {
         done(vm->order, env->done->error, env->done->text, NULL, NULL);
         vm->used = false;
@@ -425,6 +473,10 @@ int main(int argc, char **argv)
     hello.pid = getpid();
     hello.protocol_version = MST_PROTOCOL_VERSION;
     send_env(&env);
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
+        uv_timer_init(loop, &next[i]);
+        next[i].data = &vms[i];
+    }
     uv_timer_init(loop, &beat);
     uv_timer_start(&beat, on_beat, 20, 20);
     return uv_run(loop, UV_RUN_DEFAULT);

@@ -221,6 +221,97 @@ START_TEST(a_guest_comes_back_from_what_a_killed_keeper_left)
 }
 END_TEST
 
+/* --- protect: mirror --- */
+
+static Mainstay__MirrorGrant mirrored(void)
+{
+    const Mainstay__Done *done;
+    Mainstay__MirrorGrant grant;
+
+    rig->checkpoint_interval_ms = 100;
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    ck_done_ok(rig_start(1, "web01", 5, MAINSTAY__PROTECT__PROTECT_MIRROR, "pages=64", NULL));
+    console_follow(1);
+    wait_beat(1, 3);
+    done = rig_mirror(2, "web01", 5, 1, 0);
+    ck_done_ok(done);
+    grant = *done->grant;
+    ck_done_ok(rig_mirror_to(1, "web01", 5, 2, &grant));
+    rig_wait_mirror(1, MAINSTAY__MIRROR_PHASE__MIRROR_JOINED, 1);
+    ck_done_ok(rig_mirror_sure(1, "web01", 5, grant.log_id));
+    rig_wait_mirror(1, MAINSTAY__MIRROR_PHASE__MIRROR_SURE, rig->nodes[1].mirror->mirror_state->acked_seq + 10);
+    return grant;
+}
+
+static void goes_on_at_its_mirror(void)
+{
+    unsigned first, last;
+    const Mainstay__Done *done;
+    Mainstay__SaveSource source;
+
+    last = beat_of(1, false);
+    rig_keeper_signal(1, SIGKILL); /* QEMU, agent and memory are gone with it */
+    rig_keeper_wait(1, 5000);
+    done = rig_mirror_revoke(2, "web01", 5);
+    ck_done_ok(done);
+    source = source_of(2, 5);
+    source.has_image = source.has_min_seq = 1;
+    source.image = 1;
+    source.min_seq = done->image->seq;
+    fprintf(stderr, "image verified in %llu us\n", (unsigned long long)done->image->verify_us);
+    done = rig_start(2, "web01", 6, MAINSTAY__PROTECT__PROTECT_MIRROR, "pages=64", &source);
+    ck_done_ok(done);
+    fprintf(stderr, "pulled in %llu us, checks %llu us, spawn %llu us, load %llu us\n", (unsigned long long)done->start->pull_us,
+            (unsigned long long)done->start->verify_us, (unsigned long long)done->start->spawn_us,
+            (unsigned long long)done->start->load_us);
+    console_follow(2);
+    wait_beat(2, last + 3);
+    first = beat_of(2, true);
+    ck_assert_uint_gt(first, 1); /* not booted anew */
+    ck_assert_uint_le(first, last + 2);
+}
+
+START_TEST(a_guest_goes_on_at_its_mirror_when_its_node_is_gone)
+{
+    mirrored();
+    goes_on_at_its_mirror();
+}
+END_TEST
+
+START_TEST(a_mirror_stays_one_under_the_next_agent)
+{
+    uint64_t seq;
+
+    mirrored();
+    for (int i = 0; i < 3; i++) {
+        seq = rig->nodes[1].mirror->mirror_state->acked_seq;
+        ck_assert_int_eq(kill((pid_t)rig_pid_of(1, "agent.pid"), SIGKILL), 0);
+        rig_run_ms(i == 1 ? 1100 : 50);
+        rig_wait_mirror(1, MAINSTAY__MIRROR_PHASE__MIRROR_SURE, seq + 10);
+    }
+    goes_on_at_its_mirror();
+}
+END_TEST
+
+START_TEST(a_guest_that_is_saved_on_order_is_saved_at_its_mirror_too)
+{
+    Mainstay__OrderSave body = MAINSTAY__ORDER_SAVE__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+    const Mainstay__Done *done;
+
+    mirrored();
+    body.vm = (char *)"web01";
+    body.epoch = 5;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_SAVE;
+    env.order_save = &body;
+    done = rig_order(1, &env);
+    ck_done_ok(done);
+    rig_wait_mirror(1, MAINSTAY__MIRROR_PHASE__MIRROR_SURE, done->save->seq);
+    goes_on_at_its_mirror();
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("real");
@@ -238,6 +329,9 @@ int main(void)
     tcase_add_test(tc, a_guest_that_was_saved_on_order_goes_on_elsewhere_without_a_lost_beat);
     tcase_add_test(tc, checkpoints_go_on_under_the_next_agent);
     tcase_add_test(tc, a_guest_comes_back_from_what_a_killed_keeper_left);
+    tcase_add_test(tc, a_guest_goes_on_at_its_mirror_when_its_node_is_gone);
+    tcase_add_test(tc, a_mirror_stays_one_under_the_next_agent);
+    tcase_add_test(tc, a_guest_that_is_saved_on_order_is_saved_at_its_mirror_too);
     suite_add_tcase(suite, tc);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

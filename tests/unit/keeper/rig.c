@@ -250,6 +250,11 @@ static void on_message(struct mst_link *link, const void *data, size_t len, void
         node->reports[node->report_count++] = env;
         return;
     }
+    if (env->body_case == MAINSTAY__ENVELOPE__BODY_MIRROR_STATE) {
+        mst_envelope_free(node->mirror);
+        node->mirror = env;
+        return;
+    }
     if (env->body_case == MAINSTAY__ENVELOPE__BODY_CONSOLE_DATA)
         console_take(node, env->console_data);
     if (env->body_case == MAINSTAY__ENVELOPE__BODY_VM_EVENT) {
@@ -335,6 +340,7 @@ void rig_setup(void)
     rig->qemu = MST_TEST_QEMU;
     rig->kernel = "/boot/kernel";
     rig->vm_memory_mib = 4;
+    rig->checkpoint_interval_ms = 500;
     snprintf(rig->folder, sizeof(rig->folder), "%sXXXXXX", folder_base);
     ck_assert_ptr_nonnull(mkdtemp(rig->folder));
     uv_loop_init(&rig->loop);
@@ -437,6 +443,7 @@ void rig_teardown(void)
         node_cgroup_end(node->cgroup);
         mst_envelope_free(node->hello);
         mst_envelope_free(node->done);
+        mst_envelope_free(node->mirror);
         while (node->report_count)
             mst_envelope_free(node->reports[--node->report_count]);
     }
@@ -492,12 +499,9 @@ const Mainstay__Done *rig_order(unsigned number, mst_envelope *env)
     return rig_order_wait(number, ORDER_WAIT_MS);
 }
 
-void rig_start_send(unsigned node, const char *vm, uint64_t epoch, Mainstay__Protect protect, const char *append,
-                    const Mainstay__SaveSource *source)
+static Mainstay__VmDefinition definition(const char *vm, Mainstay__Protect protect, const char *append)
 {
     Mainstay__VmDefinition def = MAINSTAY__VM_DEFINITION__INIT;
-    Mainstay__OrderStart body = MAINSTAY__ORDER_START__INIT;
-    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
 
     def.name = (char *)vm;
     def.memory_mib = rig->vm_memory_mib;
@@ -505,6 +509,18 @@ void rig_start_send(unsigned node, const char *vm, uint64_t epoch, Mainstay__Pro
     def.boot_append = (char *)append;
     def.has_protect = 1;
     def.protect = protect;
+    def.has_checkpoint_interval_ms = 1;
+    def.checkpoint_interval_ms = rig->checkpoint_interval_ms;
+    return def;
+}
+
+void rig_start_send(unsigned node, const char *vm, uint64_t epoch, Mainstay__Protect protect, const char *append,
+                    const Mainstay__SaveSource *source)
+{
+    Mainstay__VmDefinition def = definition(vm, protect, append);
+    Mainstay__OrderStart body = MAINSTAY__ORDER_START__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
     body.definition = &def;
     body.epoch = epoch;
     body.source = (Mainstay__SaveSource *)source;
@@ -547,6 +563,119 @@ const Mainstay__Done *rig_forget(unsigned node, const char *vm, uint64_t epoch)
     env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_FORGET;
     env.order_forget = &body;
     return rig_order(node, &env);
+}
+
+/* --- mirrors --- */
+
+static Mainstay__Peer peer_of(unsigned number)
+{
+    Mainstay__Peer peer = MAINSTAY__PEER__INIT;
+    const Mainstay__Hello *hello = rig->nodes[number].hello->hello;
+
+    peer.node = hello->node;
+    peer.node_id = number;
+    peer.address = hello->address;
+    peer.port = hello->port;
+    peer.instance = hello->instance;
+    return peer;
+}
+
+const Mainstay__Done *rig_mirror(unsigned mirror, const char *vm, uint64_t epoch, unsigned source, uint64_t ring_bytes)
+{
+    Mainstay__VmDefinition def = definition(vm, MAINSTAY__PROTECT__PROTECT_MIRROR, "x");
+    Mainstay__Peer peer = peer_of(source);
+    Mainstay__OrderMirror body = MAINSTAY__ORDER_MIRROR__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
+    body.definition = &def;
+    body.epoch = epoch;
+    body.source = &peer;
+    body.source_boot_id = rig->nodes[source].hello->hello->host_boot_id;
+    body.has_ring_bytes = ring_bytes != 0;
+    body.ring_bytes = ring_bytes;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR;
+    env.order_mirror = &body;
+    return rig_order(mirror, &env);
+}
+
+const Mainstay__Done *rig_mirror_to(unsigned source, const char *vm, uint64_t epoch, unsigned mirror,
+                                    const Mainstay__MirrorGrant *grant)
+{
+    Mainstay__Peer peer = peer_of(mirror);
+    Mainstay__OrderMirrorTo body = MAINSTAY__ORDER_MIRROR_TO__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
+    body.vm = (char *)vm;
+    body.epoch = epoch;
+    body.mirror = &peer;
+    body.grant = (Mainstay__MirrorGrant *)grant;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_TO;
+    env.order_mirror_to = &body;
+    return rig_order(source, &env);
+}
+
+const Mainstay__Done *rig_mirror_sure(unsigned source, const char *vm, uint64_t epoch, uint64_t log_id)
+{
+    Mainstay__OrderMirrorSure body = MAINSTAY__ORDER_MIRROR_SURE__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
+    body.vm = (char *)vm;
+    body.epoch = epoch;
+    body.log_id = log_id;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_SURE;
+    env.order_mirror_sure = &body;
+    return rig_order(source, &env);
+}
+
+const Mainstay__Done *rig_mirror_drop(unsigned source, const char *vm, uint64_t epoch, uint64_t log_id)
+{
+    Mainstay__OrderMirrorDrop body = MAINSTAY__ORDER_MIRROR_DROP__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
+    body.vm = (char *)vm;
+    body.epoch = epoch;
+    body.log_id = log_id;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_DROP;
+    env.order_mirror_drop = &body;
+    return rig_order(source, &env);
+}
+
+const Mainstay__Done *rig_mirror_revoke(unsigned mirror, const char *vm, uint64_t epoch)
+{
+    Mainstay__OrderMirrorRevoke body = MAINSTAY__ORDER_MIRROR_REVOKE__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
+    body.vm = (char *)vm;
+    body.epoch = epoch;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_REVOKE;
+    env.order_mirror_revoke = &body;
+    return rig_order(mirror, &env);
+}
+
+struct mirror_wait {
+    const struct rig_node *node;
+    Mainstay__MirrorPhase phase;
+    uint64_t at_least;
+};
+
+static bool mirror_is(void *arg)
+{
+    struct mirror_wait *w = arg;
+    const Mainstay__MirrorState *state = w->node->mirror ? w->node->mirror->mirror_state : NULL;
+
+    return state && state->phase == w->phase && state->acked_seq >= w->at_least;
+}
+
+void rig_wait_mirror(unsigned source, Mainstay__MirrorPhase phase, uint64_t at_least)
+{
+    struct mirror_wait w = {.node = &rig->nodes[source], .phase = phase, .at_least = at_least};
+    const Mainstay__MirrorState *state;
+
+    if (rig_until(mirror_is, &w, 20000))
+        return;
+    state = w.node->mirror ? w.node->mirror->mirror_state : NULL;
+    ck_abort_msg("wanted phase %d with %llu, is %d with %llu: %s", (int)phase, (unsigned long long)at_least,
+                 state ? (int)state->phase : 0, state ? (unsigned long long)state->acked_seq : 0, state ? state->text : "");
 }
 
 /* --- looking --- */

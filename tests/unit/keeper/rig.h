@@ -26,6 +26,7 @@ struct rig_node {
     char console[1u << 20]; /* what OrderConsole brought */
     size_t console_bytes;
     mst_envelope *reports[64];
+    mst_envelope *mirror;                       /* last MirrorState; NULL: none */
     unsigned report_count, event_count, probes; /* probes: answers to nothing */
     uint32_t last_event;
     char main_storage[200], run_dir[200], cgroup[200];
@@ -39,7 +40,7 @@ struct rig {
     const char *config_more; /* further lines of every node.yaml; NULL: none */
     bool second;             /* keepers know of a second coordinator, at rig_address(102), which is the test's business */
     const char *agent, *qemu, *kernel; /* set by rig_setup; a test may replace them before it starts a keeper */
-    uint32_t vm_memory_mib;
+    uint32_t vm_memory_mib, checkpoint_interval_ms;
     char folder[96];
     struct rig_node nodes[RIG_NODES + 1]; /* by number */
 };
@@ -72,6 +73,16 @@ void rig_start_send(unsigned node, const char *vm, uint64_t epoch, Mainstay__Pro
                     const Mainstay__SaveSource *source);
 const Mainstay__Done *rig_fence(unsigned node, const char *vm, uint64_t epoch);
 const Mainstay__Done *rig_forget(unsigned node, const char *vm, uint64_t epoch);
+
+/* Orders about mirrors; source, mirror: nodes. */
+const Mainstay__Done *rig_mirror(unsigned mirror, const char *vm, uint64_t epoch, unsigned source, uint64_t ring_bytes);
+const Mainstay__Done *rig_mirror_to(unsigned source, const char *vm, uint64_t epoch, unsigned mirror,
+                                    const Mainstay__MirrorGrant *grant);
+const Mainstay__Done *rig_mirror_sure(unsigned source, const char *vm, uint64_t epoch, uint64_t log_id);
+const Mainstay__Done *rig_mirror_drop(unsigned source, const char *vm, uint64_t epoch, uint64_t log_id);
+const Mainstay__Done *rig_mirror_revoke(unsigned mirror, const char *vm, uint64_t epoch);
+/* Waits until the source says that a mirror is in this phase and holds at least this checkpoint. */
+void rig_wait_mirror(unsigned source, Mainstay__MirrorPhase phase, uint64_t at_least);
 
 /* Reads the node's status area as published. */
 void rig_status(unsigned node, struct mst_status_area *ret_area);

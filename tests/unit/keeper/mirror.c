@@ -1,0 +1,320 @@
+/* A VM under protect: mirror, between two keepers: see rig.h. */
+#include "rig.h"
+
+#include "mirror/image.h"
+
+#include <check.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define MIRROR  MAINSTAY__PROTECT__PROTECT_MIRROR
+#define LOCAL   MAINSTAY__PROTECT__PROTECT_LOCAL
+#define SEEDING MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING
+#define JOINED  MAINSTAY__MIRROR_PHASE__MIRROR_JOINED
+#define SURE    MAINSTAY__MIRROR_PHASE__MIRROR_SURE
+#define FAILED  MAINSTAY__MIRROR_PHASE__MIRROR_FAILED
+
+#define ck_done_ok(done_)                                                                                                        \
+    do {                                                                                                                         \
+        const Mainstay__Done *done__ = (done_);                                                                                  \
+        ck_assert_msg(done__->error == 0, "%d %s", done__->error, done__->text ? done__->text : "");                             \
+    } while (0)
+#define ck_done_err(done_, error_, text_)                                                                                        \
+    do {                                                                                                                         \
+        const Mainstay__Done *done__ = (done_);                                                                                  \
+        ck_assert_int_eq(done__->error, error_);                                                                                 \
+        ck_assert_ptr_nonnull(done__->text);                                                                                     \
+        ck_assert_msg(strstr(done__->text, text_) != NULL, "%s", done__->text);                                                  \
+    } while (0)
+
+static Mainstay__MirrorGrant granted;
+
+static void grant_take(const Mainstay__Done *done)
+{
+    ck_done_ok(done);
+    ck_assert_ptr_nonnull(done->grant);
+    granted = *done->grant; /* numbers only */
+}
+
+static uint64_t acked(void)
+{
+    return rig->nodes[1].mirror ? rig->nodes[1].mirror->mirror_state->acked_seq : 0;
+}
+
+/* web01 runs on node 1 as epoch 5 and has a mirror on node 2, which counts. */
+static void mirrored(uint64_t ring_bytes)
+{
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    ck_done_ok(rig_start(1, "web01", 5, MIRROR, "x", NULL));
+    grant_take(rig_mirror(2, "web01", 5, 1, ring_bytes));
+    ck_done_ok(rig_mirror_to(1, "web01", 5, 2, &granted));
+    rig_wait_mirror(1, JOINED, 1);
+    ck_done_ok(rig_mirror_sure(1, "web01", 5, granted.log_id));
+    rig_wait_mirror(1, SURE, acked() + 5);
+}
+
+static Mainstay__SaveSource image_source(unsigned node, uint64_t seq)
+{
+    Mainstay__SaveSource source = MAINSTAY__SAVE_SOURCE__INIT;
+
+    source.node = (char *)(node == 1 ? "n1" : "n2");
+    source.node_id = node;
+    source.instance = rig->nodes[node].instance;
+    source.epoch = 5;
+    source.has_min_seq = source.has_image = 1;
+    source.min_seq = seq;
+    source.image = 1;
+    return source;
+}
+
+/* The memory that the fake agent's guest had at checkpoint seq, in a file of main storage of node; sees are those before. */
+static void check_memory(unsigned node, const char *file, uint64_t seq)
+{
+    size_t bytes, from;
+    uint8_t *ram = rig_map(node, file, &bytes);
+    uint64_t word;
+
+    ck_assert_uint_eq(bytes, 4u << 20);
+    memcpy(&word, ram + 5 * MST_PAGE_BYTES, sizeof(word));
+    ck_assert_uint_eq(word, seq);
+    for (uint64_t page = 0; page < bytes / MST_PAGE_BYTES; page++) {
+        uint64_t back = (seq % 100 + 100 - (page - 50)) % 100; /* 50..149: last written so many checkpoints ago */
+        bool written = page == 5 || (page >= 50 && page < 150 && seq >= back + 3);
+
+        memcpy(&word, ram + page * MST_PAGE_BYTES, sizeof(word));
+        if (page != 5 && written)
+            ck_assert_uint_eq(word, seq - back);
+        for (from = written ? 1 : 0; from < MST_PAGE_BYTES / 8; from++) {
+            uint64_t want = (page * MST_PAGE_BYTES / 8 + from) * 0x9e3779b97f4a7c15u + 5;
+
+            if (page >= 3 && page < 40 && (page - 3) % 4 == 0 && from == 1)
+                want ^= (uint64_t)0x77 << 8;
+            memcpy(&word, ram + page * MST_PAGE_BYTES + from * 8, sizeof(word));
+            ck_assert_msg(word == want, "page %llu word %zu", (unsigned long long)page, from);
+        }
+    }
+    munmap(ram, bytes);
+}
+
+static void node_lost(unsigned node)
+{
+    rig_keeper_signal(node, SIGKILL);
+    rig_keeper_wait(node, 5000);
+}
+
+/* --- tests --- */
+
+START_TEST(a_vm_goes_on_from_its_image_when_its_node_is_gone)
+{
+    const Mainstay__Done *done;
+    Mainstay__SaveSource source;
+    struct mst_vm_slot info;
+    uint64_t safe, seq;
+
+    mirrored(_i ? 64u << 10 : 0); /* the second time its checkpoints do not fit into the ring at once */
+    ck_assert_int_ge(rig_slot(2, "web01", 5, &info), 0);
+    ck_assert_uint_eq(info.run_state, MST_RUN_IMAGE);
+    ck_assert_uint_eq(info.image_state, MST_IMAGE_MIRRORING);
+    ck_assert_uint_eq(info.image_source, 1);
+    safe = acked();
+    node_lost(1);
+    done = rig_mirror_revoke(2, "web01", 5);
+    ck_done_ok(done);
+    ck_assert_ptr_nonnull(done->image);
+    ck_assert_uint_eq(done->image->epoch, 5);
+    ck_assert_uint_ge(done->image->seq, safe);
+    seq = done->image->seq;
+    done = rig_mirror_revoke(2, "web01", 5); /* again: the same answer */
+    ck_done_ok(done);
+    ck_assert_uint_eq(done->image->seq, seq);
+    check_memory(2, "web01.e5.shadow", seq);
+    source = image_source(2, seq);
+    done = rig_start(2, "web01", 6, MIRROR, "x", &source);
+    ck_done_ok(done);
+    ck_assert_uint_eq(done->start->save_epoch, 5);
+    ck_assert_uint_eq(done->start->save_seq, seq);
+    ck_assert_int_ge(rig_slot(2, "web01", 5, &info), 0);
+    ck_assert_uint_eq(info.image_state, MST_IMAGE_USED);
+    ck_done_ok(rig_forget(2, "web01", 5));
+    ck_assert_int_eq(rig_slot(2, "web01", 5, &info), -1);
+    ck_assert(!rig_file_there(2, "web01.e5.shadow"));
+    rig_wait_state(2, "web01", 6, MST_RUN_RUNNING);
+}
+END_TEST
+
+START_TEST(an_image_is_pulled_by_another_node_once_it_is_verified)
+{
+    const Mainstay__Done *done;
+    Mainstay__SaveSource source;
+
+    mirrored(0);
+    node_lost(1);
+    rig_keeper_start(1);
+    ck_done_ok(rig_forget(1, "web01", 5));
+    source = image_source(2, 1);
+    done = rig_start(1, "web01", 6, MIRROR, "x", &source);
+    ck_assert_int_ne(done->error, 0); /* not before */
+    done = rig_mirror_revoke(2, "web01", 5);
+    ck_done_ok(done);
+    source = image_source(2, done->image->seq);
+    done = rig_start(1, "web01", 6, MIRROR, "x", &source);
+    ck_done_ok(done);
+    ck_assert_uint_eq(done->start->save_seq, source.min_seq);
+    ck_assert_uint_gt(done->start->bytes_pulled, 4u << 20);
+}
+END_TEST
+
+START_TEST(a_mirrors_next_keeper_keeps_what_was_acknowledged)
+{
+    const Mainstay__Done *done;
+    struct mst_vm_slot info;
+    uint64_t safe;
+
+    mirrored(0);
+    safe = acked();
+    node_lost(2);
+    rig_wait_mirror(1, FAILED, safe);
+    node_lost(1);
+    rig_keeper_start(2);
+    ck_assert_uint_eq(rig->nodes[2].hello->hello->n_held, 1);
+    ck_assert_uint_eq(rig->nodes[2].hello->hello->held[0]->run_state, MST_RUN_IMAGE);
+    ck_assert_uint_eq(rig->nodes[2].hello->hello->held[0]->image_state, MST_IMAGE_REVOKED);
+    ck_assert_uint_ge(rig->nodes[2].hello->hello->held[0]->save_seq, safe);
+    ck_assert_int_ge(rig_slot(2, "web01", 5, &info), 0);
+    ck_assert_uint_eq(info.image_state, MST_IMAGE_REVOKED);
+    done = rig_mirror_revoke(2, "web01", 5);
+    ck_done_ok(done);
+    ck_assert_uint_ge(done->image->seq, safe);
+    check_memory(2, "web01.e5.shadow", done->image->seq);
+}
+END_TEST
+
+START_TEST(a_mirror_that_is_lost_does_not_stop_the_checkpoints_and_another_one_is_seeded)
+{
+    uint64_t lost, seq;
+
+    mirrored(0);
+    lost = granted.log_id;
+    node_lost(2);
+    rig_wait_mirror(1, FAILED, 1);
+    seq = rig->nodes[1].mirror->mirror_state->sent_seq;
+    rig_run_ms(1500);
+    ck_assert_uint_gt(rig->nodes[1].mirror->mirror_state->sent_seq, seq + 5);
+    ck_done_err(rig_mirror_sure(1, "web01", 5, lost), ESTALE, "failed");
+    ck_done_ok(rig_mirror_drop(1, "web01", 5, lost));
+    ck_done_ok(rig_mirror_drop(1, "web01", 5, lost));
+    rig_keeper_start(2);
+    ck_done_err(rig_mirror(2, "web01", 5, 1, 0), EBUSY, "forget it first"); /* what the keeper before left */
+    ck_done_ok(rig_forget(2, "web01", 5));
+    grant_take(rig_mirror(2, "web01", 5, 1, 0));
+    ck_assert_uint_ne(granted.log_id, lost);
+    ck_done_ok(rig_mirror_to(1, "web01", 5, 2, &granted));
+    rig_wait_mirror(1, JOINED, seq + 5);
+    node_lost(1);
+    ck_done_ok(rig_mirror_revoke(2, "web01", 5));
+    check_memory(2, "web01.e5.shadow", rig->nodes[2].done->done->image->seq);
+}
+END_TEST
+
+START_TEST(a_mirror_that_does_not_answer_is_given_up_and_holds_nothing_up_for_long)
+{
+    uint64_t seq;
+
+    mirrored(64u << 10);
+    rig_keeper_signal(2, SIGSTOP); /* its memory can be written, but nobody takes it out of the log */
+    rig_run_ms(1500);
+    seq = rig->nodes[1].mirror->mirror_state->sent_seq;
+    rig_run_ms(2000);
+    ck_assert_uint_le(rig->nodes[1].mirror->mirror_state->sent_seq, seq + 1); /* it waits for room, as the delta must stay */
+    rig_wait_mirror(1, FAILED, 1);
+    seq = rig->nodes[1].mirror->mirror_state->sent_seq;
+    rig_run_ms(1500);
+    ck_assert_uint_gt(rig->nodes[1].mirror->mirror_state->sent_seq, seq + 5);
+    rig_keeper_signal(2, SIGCONT);
+}
+END_TEST
+
+START_TEST(orders_about_mirrors_may_come_twice_and_strange_ones_are_refused)
+{
+    Mainstay__MirrorGrant again;
+    struct mst_vm_slot info;
+    uint64_t used;
+
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    used = rig_memory_used(2);
+    ck_done_ok(rig_start(1, "web01", 5, MIRROR, "x", NULL));
+    ck_done_ok(rig_start(1, "local", 5, LOCAL, "x", NULL));
+    ck_done_err(rig_mirror_revoke(2, "web01", 5), ENOENT, "no image");
+    ck_done_err(rig_mirror(1, "web01", 5, 1, 0), EINVAL, "its own mirror");
+    ck_done_err(rig_mirror(1, "web01", 4, 2, 0), ESTALE, "older");
+    ck_done_err(rig_mirror(1, "web01", 5, 2, 0), EBUSY, "web01");
+    ck_done_err(rig_mirror(2, "web01", 5, 1, 4096), EINVAL, "ring");
+    ck_assert_int_eq(rig_slot(2, "web01", 5, &info), -1);
+    grant_take(rig_mirror(2, "web01", 5, 1, 0));
+    again = granted;
+    grant_take(rig_mirror(2, "web01", 5, 1, 0));
+    ck_assert_uint_eq(granted.log_id, again.log_id);
+    ck_done_err(rig_mirror(2, "web01", 4, 1, 0), ESTALE, "older");
+    ck_done_err(rig_mirror_to(1, "local", 5, 2, &granted), EINVAL, "delta");
+    ck_done_err(rig_mirror_to(1, "web01", 4, 2, &granted), ESTALE, "not granted");
+    ck_done_err(rig_mirror_revoke(2, "web01", 5), ENODATA, "no checkpoint");
+    ck_done_ok(rig_forget(2, "web01", 5));
+    ck_assert_uint_eq(rig_memory_used(2), used); /* image and log */
+    /* The log is gone: who asks for it now is refused, and told so. */
+    ck_done_ok(rig_mirror_to(1, "web01", 5, 2, &granted));
+    rig_wait_mirror(1, FAILED, 0);
+    ck_assert_msg(strstr(rig->nodes[1].mirror->mirror_state->text, "no log of that number") != NULL, "%s",
+                  rig->nodes[1].mirror->mirror_state->text);
+}
+END_TEST
+
+START_TEST(an_image_is_no_grant_and_a_fence_says_nothing_about_it)
+{
+    const Mainstay__Done *done;
+    struct mst_vm_slot info;
+
+    mirrored(0);
+    done = rig_fence(2, NULL, 0);
+    if (done->error == 0)
+        ck_assert_uint_eq(done->fence->n_vms, 0);
+    ck_assert_int_ge(rig_slot(2, "web01", 5, &info), 0);
+    ck_assert_uint_eq(info.run_state, MST_RUN_IMAGE);
+    ck_done_err(rig_start(2, "web01", 5, MIRROR, "x", NULL), ESTALE, "may not run");
+    rig_wait_mirror(1, SURE, acked() + 3); /* and it goes on being one */
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("mirror");
+    TCase *tc = tcase_create("mirror");
+    SRunner *runner;
+    int failed;
+
+    if (!rig_can_run()) {
+        fprintf(stderr, "SKIPPED: cgroup v2 is not writable here, and a keeper fences with it\n");
+        return 77;
+    }
+    tcase_set_timeout(tc, 120);
+    tcase_add_checked_fixture(tc, rig_setup, rig_teardown);
+    tcase_add_loop_test(tc, a_vm_goes_on_from_its_image_when_its_node_is_gone, 0, 2);
+    tcase_add_test(tc, an_image_is_pulled_by_another_node_once_it_is_verified);
+    tcase_add_test(tc, a_mirrors_next_keeper_keeps_what_was_acknowledged);
+    tcase_add_test(tc, a_mirror_that_is_lost_does_not_stop_the_checkpoints_and_another_one_is_seeded);
+    tcase_add_test(tc, a_mirror_that_does_not_answer_is_given_up_and_holds_nothing_up_for_long);
+    tcase_add_test(tc, orders_about_mirrors_may_come_twice_and_strange_ones_are_refused);
+    tcase_add_test(tc, an_image_is_no_grant_and_a_fence_says_nothing_about_it);
+    suite_add_tcase(suite, tc);
+    runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    rig_sweep();
+    return failed ? 1 : 0;
+}

@@ -360,6 +360,7 @@ static int log_make(struct mst_held_image *held, struct mst_why *why)
         mst_budget_give(&held->keeper->budget, bytes);
         return mst_why_set(why, -ENOMEM, "no memory for a log of %" PRIu64 " bytes", bytes);
     }
+    madvise(log, bytes, MADV_DONTDUMP);
     held->log = log;
     return 0;
 }
@@ -461,14 +462,14 @@ int mst_images_revoke(struct mst_keeper *k, const struct mst_asker *asker, const
 
     if (!held)
         return mst_why_set(why, -ENOENT, "no image of %s epoch %" PRIu64 " is here", order->vm, order->epoch);
-    if (held->grant.log_id != 0 && (!held->image || held->job == IMAGE_SEED))
-        return mst_why_set(why, -ENODATA, "the image of %s epoch %" PRIu64 " holds no checkpoint yet", order->vm, order->epoch);
-    held->revoke_asker = *asker;
     if (!held->revoked) {
         log_notice("vm=%s epoch=%" PRIu64 " image revoked: node %s may not write it any more", vm->name, vm->epoch,
                    held->source_node[0] ? held->source_node : "-");
         log_close(held);
     }
+    if (held->grant.log_id != 0 && (!held->image || held->job == IMAGE_SEED))
+        return mst_why_set(why, -ENODATA, "the image of %s epoch %" PRIu64 " holds no checkpoint yet", order->vm, order->epoch);
+    held->revoke_asker = *asker;
     if (mst_images_readable(vm))
         mst_held_image_verified(held, 0, NULL);
     else

@@ -33,6 +33,7 @@ static int open_work(struct mst_mirror *m)
 
     if (twin == MAP_FAILED)
         return mst_why_set(&m->job_why, -ENOMEM, "no memory for a twin of %" PRIu64 " bytes", bytes);
+    madvise(twin, bytes, MADV_DONTDUMP);
     m->twin = twin;
     m->from_delta = calloc(1, m->grant.ram_bytes / MST_PAGE_BYTES / 8 + 1);
     return m->from_delta ? mst_msend_new(&m->grant, m->twin, &m->send, &m->job_why) : -ENOMEM;

@@ -290,6 +290,127 @@ START_TEST(an_image_is_no_grant_and_a_fence_says_nothing_about_it)
 }
 END_TEST
 
+/* --- somebody else at the log --- */
+
+struct rogue {
+    struct mst_link *link;
+    bool opened, closed;
+    int err;
+    char why[200];
+    mst_envelope *last;
+};
+
+static void rogue_open(struct mst_link *link, int err, const struct mst_why *why, void *arg)
+{
+    struct rogue *r = arg;
+
+    (void)link;
+    r->opened = true;
+    r->err = err;
+    snprintf(r->why, sizeof(r->why), "%s", why ? why->text : "");
+}
+
+static void rogue_message(struct mst_link *link, const void *data, size_t len, void *arg)
+{
+    struct rogue *r = arg;
+
+    (void)link;
+    mst_envelope_free(r->last);
+    ck_assert_int_eq(mst_frame_unpack(data, len, &r->last, NULL), 0);
+}
+
+static void rogue_closed(struct mst_link *link, int err, const struct mst_why *why, void *arg)
+{
+    (void)link, (void)err, (void)why;
+    ((struct rogue *)arg)->closed = true;
+}
+
+static const struct mst_link_events rogue_events = {rogue_open, rogue_message, rogue_closed};
+
+static bool rogue_is_open(void *arg)
+{
+    return ((struct rogue *)arg)->opened;
+}
+
+static bool rogue_has_message(void *arg)
+{
+    return ((struct rogue *)arg)->last != NULL;
+}
+
+static bool rogue_is_closed(void *arg)
+{
+    return ((struct rogue *)arg)->closed;
+}
+
+static void rogue_connect(struct mst_fabric *fabric, uint64_t log_id, struct rogue *r)
+{
+    *r = (struct rogue){0};
+    ck_assert_int_eq(mst_fabric_connect(fabric, rig_address(2), 17471, MST_ROLE_MIRROR, &log_id, sizeof(log_id), 2000,
+                                        &rogue_events, r, &r->link, NULL),
+                     0);
+    ck_assert(rig_until(rogue_is_open, r, 5000));
+}
+
+static void set(void *arg)
+{
+    *(bool *)arg = true;
+}
+
+static bool is_set(void *arg)
+{
+    return *(bool *)arg;
+}
+
+START_TEST(a_log_has_one_writer_who_was_named_and_gets_one_key)
+{
+    Mainstay__MirrorWritten said = MAINSTAY__MIRROR_WRITTEN__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+    struct mst_fabric *source;
+    struct rogue first, other;
+    uint8_t frame[200];
+    bool closed = false;
+    int n;
+
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    ck_done_ok(rig_start(1, "web01", 5, MIRROR, "x", NULL));
+    grant_take(rig_mirror(2, "web01", 5, 1, 0));
+    ck_assert_int_eq(mst_fabric_open(&rig->loop, rig_address(1), &source, NULL), 0);
+    rogue_connect(rig->fabric, granted.log_id, &other); /* not from the source's address */
+    ck_assert_int_eq(other.err, -EACCES);
+    ck_assert_msg(strstr(other.why, "no log of that number") != NULL, "%s", other.why);
+    rogue_connect(source, granted.log_id + 1, &other);
+    ck_assert_int_eq(other.err, -EACCES);
+    rogue_connect(source, granted.log_id, &first);
+    ck_assert_int_eq(first.err, 0);
+    ck_assert(rig_until(rogue_has_message, &first, 5000));
+    ck_assert_int_eq(first.last->body_case, MAINSTAY__ENVELOPE__BODY_MIRROR_KEY);
+    ck_assert_uint_eq(first.last->mirror_key->log_id, granted.log_id);
+    ck_assert_uint_eq(first.last->mirror_key->log->bytes, mst_mlog_bytes(granted.ring_bytes));
+    rogue_connect(source, granted.log_id, &other);
+    ck_assert_int_eq(other.err, -EACCES);
+    ck_assert_msg(strstr(other.why, "has had its writer") != NULL, "%s", other.why);
+    /* It says that it has written, and has not. */
+    mst_envelope_free(first.last);
+    first.last = NULL;
+    said.log_id = granted.log_id;
+    said.position = 4096;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_MIRROR_WRITTEN;
+    env.mirror_written = &said;
+    n = mst_frame_pack(&env, frame, sizeof(frame));
+    ck_assert_int_eq(mst_link_send(first.link, frame, (size_t)n), 0);
+    ck_assert(rig_until(rogue_has_message, &first, 1000));
+    ck_assert_int_eq(first.last->body_case, MAINSTAY__ENVELOPE__BODY_MIRROR_ACK);
+    ck_assert_uint_eq(first.last->mirror_ack->consumed, 0);
+    ck_assert(rig_until(rogue_is_closed, &first, 10000));
+    ck_assert_int_eq(first.last->body_case, MAINSTAY__ENVELOPE__BODY_REFUSE);
+    mst_envelope_free(first.last);
+    ck_done_err(rig_mirror_revoke(2, "web01", 5), ENODATA, "no checkpoint");
+    mst_fabric_close(source, set, &closed);
+    ck_assert(rig_until(is_set, &closed, 5000));
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("mirror");
@@ -309,6 +430,7 @@ int main(void)
     tcase_add_test(tc, a_mirror_that_is_lost_does_not_stop_the_checkpoints_and_another_one_is_seeded);
     tcase_add_test(tc, a_mirror_that_does_not_answer_is_given_up_and_holds_nothing_up_for_long);
     tcase_add_test(tc, orders_about_mirrors_may_come_twice_and_strange_ones_are_refused);
+    tcase_add_test(tc, a_log_has_one_writer_who_was_named_and_gets_one_key);
     tcase_add_test(tc, an_image_is_no_grant_and_a_fence_says_nothing_about_it);
     suite_add_tcase(suite, tc);
     runner = srunner_create(suite);

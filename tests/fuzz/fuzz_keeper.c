@@ -1,6 +1,7 @@
 #include "fuzz.h"
 
-#include "node/keeper/keeper.h"
+#include "node/keeper/images.h"
+#include "node/keeper/mirrors.h"
 #include "proto/socket.h"
 #include "shm/save.h"
 #include "tests/sim/seam/seam_calls.h"
@@ -11,7 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* The whole keeper (control links, orders, peers, pulls, served links, lease, agent's requests) on the simulator's machine, and everybody it talks
+/* The whole keeper (control links, orders, peers, pulls, mirrors, served links, lease, agent's requests) on the simulator's machine, and everybody it talks
  * to is the input: two coordinators, its agent, another node's keeper with its memory. Messages are any bytes; what a real peer would know
  * and a fuzzer cannot guess (instance, term, number of the request it answers, keys of memory) is put in where the input asks for it. */
 
@@ -30,6 +31,11 @@ enum {
     SAY_PULL,
     CLOSE_AGENT,
     CARD,
+    MIRROR_CALL, /* the other node writes a log here; SAY_LOG, CLOSE_LOG: over that link */
+    SAY_LOG,
+    CLOSE_LOG,
+    SAY_MIRROR, /* over the link by which the keeper writes the other node's log */
+    CLOSE_MIRROR,
     LINKS
 };
 enum { BEAT, RECORD, SLOTS, SUMS, RAM, SHADOW, DELTA, MEMORIES };
@@ -49,6 +55,8 @@ struct memory { /* of the other node */
 static struct {
     struct sim_host *n1, *n2, *c[2];
     struct mst_link *control[2], *watch, *pull, *pulled; /* pull: ours to the keeper; pulled: the keeper's to us */
+    struct mst_link *log, *mirror;                       /* the same, of mirrors */
+    struct mst_region *log_region;
     struct mst_sock *agent, *manage;
     uint64_t asked_by_control[2], asked_by_agent, next_id; /* newest request of the keeper, to be answered */
     struct mst_region *region[MST_AREA_KINDS], *status, *line_region;
@@ -59,6 +67,7 @@ static struct {
 } us;
 static struct memory memory;
 static size_t area_bytes[MST_AREA_KINDS];
+static uint8_t other_log[MST_MLOG_RING_OFF + MST_MLOG_RING_MIN];
 static struct mst_save_layout save_layout;
 static struct mst_status_area whole_status;
 static uint8_t whole_ram[RAM_BYTES], whole_shadow[RAM_BYTES], whole_delta[MST_PAGE_BYTES],
@@ -104,7 +113,7 @@ static void memory_make(void)
     uint8_t boot[16] = {2, 1};
     uint64_t room;
 
-    FUZZ_CHECK(product_areas_plan(&areas, "v1", PEER_EPOCH, RAM_BYTES, true) == 0 &&
+    FUZZ_CHECK(product_areas_plan(&areas, "v1", PEER_EPOCH, RAM_BYTES, MST_AREAS_LOCAL) == 0 &&
                mst_save_layout(RAM_BYTES, &save_layout) == 0);
     memory.status = pages(sizeof(*memory.status));
     for (unsigned i = 0; i < MST_AREA_KINDS; i++)
@@ -220,7 +229,11 @@ static void served_message(struct mst_link *link, const void *data, size_t len, 
     mst_envelope *env;
 
     (void)arg;
-    FUZZ_CHECK(mst_frame_unpack(data, len, &env, &why) == 0 && env->body_case == MAINSTAY__ENVELOPE__BODY_KEYS);
+    FUZZ_CHECK(mst_frame_unpack(data, len, &env, &why) == 0);
+    FUZZ_CHECK(env->body_case == (link == us.mirror ? MAINSTAY__ENVELOPE__BODY_MIRROR_WRITTEN : MAINSTAY__ENVELOPE__BODY_KEYS) ||
+               (link == us.log &&
+                (env->body_case == MAINSTAY__ENVELOPE__BODY_MIRROR_KEY || env->body_case == MAINSTAY__ENVELOPE__BODY_MIRROR_ACK ||
+                 env->body_case == MAINSTAY__ENVELOPE__BODY_REFUSE)));
     if (link == us.watch && env->keys->grant) {
         us.grant_addr = env->keys->grant->addr;
         us.grant_rkey = env->keys->grant->rkey;
@@ -239,6 +252,10 @@ static void forget(struct mst_link *link)
         us.pull = NULL;
     if (us.pulled == link)
         us.pulled = NULL;
+    if (us.log == link)
+        us.log = NULL;
+    if (us.mirror == link)
+        us.mirror = NULL;
 }
 
 static void on_closed(struct mst_link *link, int err, const struct mst_why *why, void *arg)
@@ -258,6 +275,8 @@ static void on_open(struct mst_link *link, int err, const struct mst_why *why, v
     }
     if (link == us.watch)
         FUZZ_CHECK(mst_region_new(link, &us.line, sizeof(us.line), MST_ACCESS_LOCAL, &us.line_region, &text) == 0);
+    if (link == us.mirror)
+        FUZZ_CHECK(mst_region_new(link, other_log, sizeof(other_log), MST_ACCESS_REMOTE_WRITE, &us.log_region, &text) == 0);
     if (link != us.pulled)
         return;
     FUZZ_CHECK(mst_region_new(link, memory.status, sizeof(*memory.status), MST_ACCESS_REMOTE_READ, &us.status, &text) == 0);
@@ -275,10 +294,13 @@ static int on_accept(struct mst_link *link, const struct mst_link_request *reque
     unsigned i = host == us.c[1];
 
     (void)why;
-    FUZZ_CHECK(request->role == (host == us.n2 ? MST_ROLE_PULL : MST_ROLE_CONTROL));
+    FUZZ_CHECK(host == us.n2 ? request->role == MST_ROLE_PULL || request->role == MST_ROLE_MIRROR
+                             : request->role == MST_ROLE_CONTROL);
     *ret_events = host == us.n2 ? &served_events : &control_events;
     *ret_arg = &us.asked_by_control[i];
-    if (host == us.n2)
+    if (request->role == MST_ROLE_MIRROR)
+        us.mirror = link;
+    else if (host == us.n2)
         us.pulled = link;
     else
         us.control[i] = link;
@@ -441,6 +463,25 @@ static void line_make(uint32_t flags, uint32_t lease_ms, uint32_t back)
                                       .version = MST_LEASE_VERSION};
 }
 
+/* What a mirror, or its source, was told. */
+static void fix_mirror(mst_envelope *env)
+{
+    const struct mst_mirror *mirror = keeper()->mirrors ? keeper()->mirrors->first : NULL;
+    const struct mst_held_image *held = keeper()->vms[0].image ? keeper()->vms[0].image : keeper()->vms[1].image;
+
+    if (env->body_case == MAINSTAY__ENVELOPE__BODY_MIRROR_WRITTEN && held)
+        env->mirror_written->log_id = held->grant.log_id;
+    if (env->body_case == MAINSTAY__ENVELOPE__BODY_MIRROR_ACK && mirror) {
+        env->mirror_ack->log_id = mirror->grant.log_id;
+        env->mirror_ack->epoch = mirror->grant.epoch;
+    }
+    if (env->body_case == MAINSTAY__ENVELOPE__BODY_MIRROR_KEY && mirror && us.mirror) {
+        env->mirror_key->log_id = mirror->grant.log_id;
+        env->mirror_key->instance = mirror->grant.mirror_instance;
+        fix_region(env->mirror_key->log, us.log_region);
+    }
+}
+
 static void fix(mst_envelope *env, unsigned how, uint64_t asked)
 {
     const struct mst_keeper *k = keeper();
@@ -463,6 +504,8 @@ static void fix(mst_envelope *env, unsigned how, uint64_t asked)
     }
     if (how & FIX_KEYS && env->body_case == MAINSTAY__ENVELOPE__BODY_KEYS)
         fix_keys(env->keys);
+    if (how & FIX_KEYS && k)
+        fix_mirror(env);
     if (how & FIX_SOURCE && k)
         fix_source(env);
     if (how & FIX_TERM && k && env->body_case == MAINSTAY__ENVELOPE__BODY_MANAGE_ASK && env->manage_ask->has_lease) {
@@ -537,7 +580,9 @@ static void lease(struct fuzz_in *in)
 
 static struct sim_proc *proc_of(const struct mst_link *link)
 {
-    return link == us.control[1] ? &us.c[1]->coord : link == us.pull || link == us.pulled ? &us.n2->keeper : &us.c[0]->coord;
+    return link == us.control[1]                                                         ? &us.c[1]->coord
+           : link == us.pull || link == us.pulled || link == us.log || link == us.mirror ? &us.n2->keeper
+                                                                                         : &us.c[0]->coord;
 }
 
 static void close_it(void *arg)
@@ -560,11 +605,14 @@ struct calling {
 static void call_it(void *arg)
 {
     const struct calling *calling = arg;
+    const struct mst_held_image *held =
+        keeper() ? keeper()->vms[0].image ? keeper()->vms[0].image : keeper()->vms[1].image : NULL;
+    uint64_t log_id = held ? held->grant.log_id : 0;
     struct mst_link *link;
     struct mst_why why;
 
-    if (mst_fabric_connect(calling->host->fabric, us.n1->address, MST_NODE_PORT, calling->role, NULL, 0, 500, &served_events,
-                           NULL, &link, &why) == 0 &&
+    if (mst_fabric_connect(calling->host->fabric, us.n1->address, MST_NODE_PORT, calling->role, &log_id,
+                           calling->role == MST_ROLE_MIRROR ? sizeof(log_id) : 0, 500, &served_events, NULL, &link, &why) == 0 &&
         calling->to)
         *calling->to = link;
 }
@@ -619,6 +667,22 @@ static void linking(struct fuzz_in *in)
         if (us.agent)
             sim_as(&us.n1->agent, agent_close, us.agent);
         break;
+    case MIRROR_CALL:
+        if (!us.log)
+            call(us.n2, &us.n2->keeper, MST_ROLE_MIRROR, &us.log);
+        break;
+    case SAY_LOG:
+        message(in, &us.n2->keeper, us.log, NULL, 0, FIX_KEYS);
+        break;
+    case CLOSE_LOG:
+        end_link(us.log);
+        break;
+    case SAY_MIRROR:
+        message(in, &us.n2->keeper, us.mirror, NULL, 0, FIX_KEYS);
+        break;
+    case CLOSE_MIRROR:
+        end_link(us.mirror);
+        break;
     default:
         sim_fabric_device(us.n1, !us.n1->rdma_up);
     }
@@ -644,7 +708,7 @@ static void save(unsigned how)
     struct mst_save_map map;
     uint64_t room;
 
-    if (!vm || !vm->used || !vm->areas_ready || vm->drop_pending)
+    if (!vm || !vm->used || !vm->areas_ready || vm->drop_pending || vm->image)
         return;
     map = (struct mst_save_map){.ram_bytes = vm->areas.area[MST_AREA_RAM].bytes,
                                 .ram = vm->areas.area[MST_AREA_RAM].addr,
@@ -810,6 +874,8 @@ static void link_op(unsigned what)
     fuzz_put(&out, what, 1);
 }
 
+static bool mirror_definition;
+
 static Mainstay__VmDefinition *definition(void)
 {
     static Mainstay__VmDefinition def;
@@ -818,7 +884,7 @@ static Mainstay__VmDefinition *definition(void)
     def.name = (char *)"v1";
     def.memory_mib = VM_MIB;
     def.has_protect = 1;
-    def.protect = MAINSTAY__PROTECT__PROTECT_LOCAL;
+    def.protect = mirror_definition ? MAINSTAY__PROTECT__PROTECT_MIRROR : MAINSTAY__PROTECT__PROTECT_LOCAL;
     def.boot_kernel = (char *)"/k";
     return &def;
 }
@@ -1052,6 +1118,116 @@ static void seed_takeover(void)
     done("takeover");
 }
 
+static void say_over(unsigned link, mst_envelope *env)
+{
+    uint8_t frame[MST_MESSAGE_BYTES_MAX];
+    int n = mst_frame_pack(env, frame, sizeof(frame));
+
+    FUZZ_CHECK(n > 0);
+    link_op(link);
+    fuzz_put_piece(&out, frame + MST_FRAME_HEADER_BYTES, (size_t)n - MST_FRAME_HEADER_BYTES);
+}
+
+static Mainstay__Peer *other_node(void)
+{
+    static Mainstay__Peer peer;
+
+    mainstay__peer__init(&peer);
+    peer.node = (char *)"n2";
+    peer.node_id = 2;
+    peer.address = (char *)"10.9.0.2";
+    peer.port = MST_NODE_PORT;
+    peer.instance = PEER_INSTANCE;
+    return &peer;
+}
+
+/* This node is a mirror: an image, its link, a source that says more than is true; revoked, forgotten. */
+static void seed_image(void)
+{
+    Mainstay__OrderMirror order = MAINSTAY__ORDER_MIRROR__INIT;
+    Mainstay__OrderMirrorRevoke revoke = MAINSTAY__ORDER_MIRROR_REVOKE__INIT;
+    Mainstay__MirrorWritten written_ = MAINSTAY__MIRROR_WRITTEN__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+    uint8_t boot[16] = {1};
+
+    joins();
+    order.definition = definition();
+    order.definition->protect = MAINSTAY__PROTECT__PROTECT_MIRROR;
+    order.epoch = revoke.epoch = 4;
+    order.source = other_node();
+    order.source_boot_id = (ProtobufCBinaryData){sizeof(boot), boot};
+    order.has_ring_bytes = 1;
+    order.ring_bytes = MST_MLOG_RING_MIN;
+    SAY(CONTROL, ORDER, ORDER_MIRROR, order_mirror, &order);
+    time_passes(30);
+    link_op(MIRROR_CALL);
+    time_passes(30);
+    env.body_case = MAINSTAY__ENVELOPE__BODY_MIRROR_WRITTEN;
+    env.mirror_written = &written_;
+    written_.position = 4096;
+    say_over(SAY_LOG, &env);
+    time_passes(500);
+    revoke.vm = (char *)"v1";
+    SAY(CONTROL, ORDER, ORDER_MIRROR_REVOKE, order_mirror_revoke, &revoke);
+    time_passes(30);
+    forget_order(4);
+    time_passes(30);
+    done("image");
+}
+
+/* This node is a source, and the other one its mirror. */
+static void seed_mirror(void)
+{
+    Mainstay__MirrorGrant grant = MAINSTAY__MIRROR_GRANT__INIT;
+    Mainstay__OrderMirrorTo order = MAINSTAY__ORDER_MIRROR_TO__INIT;
+    Mainstay__OrderMirrorSure sure = MAINSTAY__ORDER_MIRROR_SURE__INIT;
+    Mainstay__OrderMirrorDrop drop = MAINSTAY__ORDER_MIRROR_DROP__INIT;
+    Mainstay__CheckpointPut put_ = MAINSTAY__CHECKPOINT_PUT__INIT;
+    Mainstay__MirrorKey key = MAINSTAY__MIRROR_KEY__INIT;
+    Mainstay__MirrorAck ack = MAINSTAY__MIRROR_ACK__INIT;
+    Mainstay__Region log = MAINSTAY__REGION__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
+    joins();
+    mirror_definition = true;
+    ordered(4, false);
+    spawned(4, MST_RUN_RUNNING);
+    mirror_definition = false;
+    order.vm = sure.vm = drop.vm = put_.vm = (char *)"v1";
+    order.epoch = sure.epoch = drop.epoch = put_.epoch = 4;
+    order.mirror = other_node();
+    order.grant = &grant;
+    grant.log_id = sure.log_id = drop.log_id = 7;
+    grant.mirror_instance = PEER_INSTANCE;
+    grant.ring_bytes = MST_MLOG_RING_MIN;
+    grant.delta_capacity = RAM_BYTES / MST_PAGE_BYTES;
+    SAY(CONTROL, ORDER, ORDER_MIRROR_TO, order_mirror_to, &order);
+    time_passes(30);
+    log.bytes = sizeof(other_log);
+    key.log = &log;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_MIRROR_KEY;
+    env.mirror_key = &key;
+    say_over(SAY_MIRROR, &env);
+    time_passes(30);
+    fuzz_put(&out, SAVE, 1);
+    fuzz_put(&out, 2, 1);
+    put_.seq = 1;
+    put_.has_delta_pages = put_.has_whole = 1;
+    put_.whole = 1;
+    SAY(AGENT, FIX_ID, CHECKPOINT_PUT, checkpoint_put, &put_);
+    time_passes(60);
+    env.body_case = MAINSTAY__ENVELOPE__BODY_MIRROR_ACK;
+    env.mirror_ack = &ack;
+    ack.seq = 1;
+    say_over(SAY_MIRROR, &env);
+    SAY(CONTROL, ORDER, ORDER_MIRROR_SURE, order_mirror_sure, &sure);
+    time_passes(1500);
+    link_op(CLOSE_MIRROR);
+    SAY(CONTROL, ORDER, ORDER_MIRROR_DROP, order_mirror_drop, &drop);
+    time_passes(30);
+    done("mirror");
+}
+
 static void seed_drops(void)
 {
     Mainstay__AreasDrop drop = MAINSTAY__AREAS_DROP__INIT;
@@ -1149,6 +1325,8 @@ void fuzz_seeds(void)
     time_passes(700);
     done("pauses-dies");
     seed_takeover();
+    seed_image();
+    seed_mirror();
     seed_drops();
     seed_manage();
     joins();

@@ -117,8 +117,8 @@ struct mst_vm {
     bool panicked, panic_told;
     bool stopped_by_other; /* STOP that nobody here asked for */
     bool ping_waits;
-    unsigned put_waits; /* answers of the keeper that are out: the mirrors have not got the last checkpoint, its delta must stay as it is */
-    bool ckpt_due;  /* and the next one waits for that */
+    unsigned put_waits; /* answers of the keeper that are out: till then the last delta must stay as it is, for the mirrors */
+    bool ckpt_due;      /* and the next checkpoint waits for that */
     uint64_t ckpt_begun_ms, ckpt_warned_ms;
     struct mst_stats stats;
     void (*ckpt_gone)(struct mst_vm *vm);

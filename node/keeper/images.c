@@ -403,12 +403,12 @@ static int image_plan(struct mst_held_image *held, const Mainstay__OrderMirror *
 static int image_new(struct mst_keeper *k, const struct mst_asker *asker, const Mainstay__OrderMirror *order, struct mst_why *why)
 {
     struct mst_held_image *held;
-    struct mst_vm *vm;
+    struct mst_vm *vm = NULL;
     int r = mst_guard_held(k->guard, order->definition->name, order->epoch);
 
     if (r == 0)
         r = mst_slot_new_image(k, order->definition->name, order->epoch, &vm, why);
-    if (r < 0)
+    if (r < 0 || !vm)
         return r;
     held = held_new(k, vm);
     r = held ? image_plan(held, order, why) : -ENOMEM;

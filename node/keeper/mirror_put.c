@@ -296,6 +296,7 @@ static bool nothing_newer(const struct mst_mirror *m)
 void mst_mirror_go(struct mst_mirror *m)
 {
     uint64_t pages = m->grant.ram_bytes / MST_PAGE_BYTES;
+    bool seeding;
 
     if (m->job != MIRROR_IDLE || !m->vm || m->vm->drop_pending || m->keeper->stopping ||
         m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED)
@@ -307,13 +308,12 @@ void mst_mirror_go(struct mst_mirror *m)
     writes_post(m);
     if (m->blocked || m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED)
         return; /* until something completes, or is given back */
-    if (m->committing)
-        start(m, MIRROR_COMMIT);
-    else if (m->pending)
+    seeding = m->begun && !m->committed;
+    if (m->pending && !m->committing)
         start(m, MIRROR_PUT);
-    else if (m->begun && !m->committed && m->fill_at < pages && m->taken - m->consumed < m->grant.ring_bytes / SEED_SHARE)
+    else if (seeding && m->fill_at < pages && m->taken - m->consumed < m->grant.ring_bytes / SEED_SHARE)
         start(m, MIRROR_FILL);
-    else if (m->begun && !m->committed && m->fill_at == pages && nothing_newer(m))
+    else if (m->committing || (seeding && m->fill_at == pages && nothing_newer(m)))
         start(m, MIRROR_COMMIT);
 }
 

@@ -273,7 +273,7 @@ static bool vms_settled(struct drill *d, char *text, size_t size)
             snprintf(text, size, "%s is to beat for %u ms", vm->name, d->plan->conf->settle_ms);
             return false;
         }
-        if (d->plan->definitions[i]->protect == MAINSTAY__PROTECT__PROTECT_LOCAL && vm->save_seq == 0) {
+        if (d->plan->definitions[i]->protect != MAINSTAY__PROTECT__PROTECT_NONE && vm->save_seq == 0) {
             snprintf(text, size, "%s has no checkpoint yet", vm->name);
             return false;
         }

@@ -7,16 +7,33 @@
 #include <stdio.h>
 #include <string.h>
 
-#define MIB (UINT64_C(1) << 20)
+#define MIB      (UINT64_C(1) << 20)
+#define RING_MIN (UINT64_C(1) << 20) /* records of a quarter of it */
+#define RING_MAX (UINT64_C(16) << 20)
 
-uint64_t mst_plan_need_bytes(uint32_t memory_mib, bool protect_local)
+uint64_t mst_plan_ring_bytes(uint32_t memory_mib)
+{
+    uint64_t bytes = memory_mib * MIB / 8;
+
+    return bytes < RING_MIN ? RING_MIN : bytes > RING_MAX ? RING_MAX : bytes;
+}
+
+uint64_t mst_plan_image_bytes(uint32_t memory_mib)
+{
+    /* A VM's own areas less its RAM; the twin of the ring stands for the ring, and a page for the head before it. */
+    return mst_plan_need_bytes(memory_mib, MST_PROTECT_MIRROR) - memory_mib * MIB + MST_PAGE_BYTES;
+}
+
+uint64_t mst_plan_need_bytes(uint32_t memory_mib, enum mst_protect protect)
 {
     uint64_t ram = memory_mib * MIB;
     uint64_t pages = ram / MST_PAGE_BYTES;
     uint64_t need = ram + UINT64_C(2) * MST_DEVICE_BYTES_MAX + 8 * pages; /* device slots, two checksum tables */
     uint64_t delta_pages = pages / 4;
 
-    if (protect_local) {
+    if (protect == MST_PROTECT_MIRROR) {
+        need += ram + pages * (MST_PAGE_BYTES + 8u) + mst_plan_ring_bytes(memory_mib);
+    } else if (protect == MST_PROTECT_LOCAL) {
         if (delta_pages < 256)
             delta_pages = pages < 256 ? pages : 256;
         need += ram + delta_pages * (MST_PAGE_BYTES + 8u);

@@ -1,7 +1,7 @@
 #ifndef MST_CORE_PLAN_H
 #define MST_CORE_PLAN_H
 
-#include "base/limits.h"
+#include "coordinator/core/rows.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -48,7 +48,12 @@ struct mst_placement {
 unsigned mst_plan_make(const struct mst_plan_node *nodes, unsigned nodes_count, const struct mst_plan_vm *vms, unsigned vms_count,
                        struct mst_placement *ret);
 
-/* Main storage that a VM takes: RAM, device slots, checksum tables, and for protect local its shadow and delta (2.25 x RAM). */
-uint64_t mst_plan_need_bytes(uint32_t memory_mib, bool protect_local);
+/* Main storage that a VM takes: RAM, device slots, checksum tables; for protect local also its shadow and delta (2.25 x RAM); for mirror that delta
+ * has room for all pages, and there is the twin of one log (3 x RAM and a ring). */
+uint64_t mst_plan_need_bytes(uint32_t memory_mib, enum mst_protect protect);
+/* What a mirror takes on its own node: shadow, delta for all pages, device slots, checksum tables and the log (2 x RAM and a ring). */
+uint64_t mst_plan_image_bytes(uint32_t memory_mib);
+/* The ring of a mirror's log. */
+uint64_t mst_plan_ring_bytes(uint32_t memory_mib);
 
 #endif

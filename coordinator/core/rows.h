@@ -25,6 +25,12 @@ enum mst_on_fault {
     MST_ON_FAULT_RESUME_ELSEWHERE = 4,
     MST_ON_FAULTS, /* this and its like below: one behind the last, which rows are held against at loading */
 };
+enum mst_protect { /* each is at least the one before */
+                   MST_PROTECT_NONE = 0,
+                   MST_PROTECT_LOCAL = 1,
+                   MST_PROTECT_MIRROR = 2,
+                   MST_PROTECTS,
+};
 enum mst_fault_kind {
     MST_FAULT_NONE = 0,
     MST_FAULT_VM_EXITED = 1,
@@ -138,7 +144,7 @@ struct mst_node_row {
 struct mst_definition { /* what deciding needs, and the whole message as it goes to the node */
     char name[MST_NAME_BYTES];
     uint32_t memory_mib, vcpus, priority;
-    bool protect_local;
+    uint8_t protect;                    /* enum mst_protect */
     uint8_t on_node_fault, on_vm_fault; /* enum mst_on_fault */
     /* Recovered so many times (1..MST_VM_RESTARTS_MAX) within so long, it is held. */
     uint32_t restarts_max, restarts_window_s;

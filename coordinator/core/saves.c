@@ -100,7 +100,7 @@ void note_own_saves(struct mst_core *core, unsigned index)
 /* The save a VM was resumed from: kept until it has one of its own, or has run on for a while. */
 static bool old_save_needed(const struct mst_core *core, const struct vm *vm)
 {
-    if (!vm->def.protect_local || vm->own_save_epoch == vm->d.epoch)
+    if (vm->def.protect == MST_PROTECT_NONE || vm->own_save_epoch == vm->d.epoch)
         return false;
     return core->now_ms - vm->running_ms < OLD_SAVE_KEPT_MS;
 }

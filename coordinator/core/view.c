@@ -84,7 +84,7 @@ struct held *held_find(struct node *node, const char *vm, uint64_t epoch)
 
 uint64_t vm_need_bytes(const struct vm *vm)
 {
-    return mst_plan_need_bytes(vm->def.memory_mib, vm->def.protect_local);
+    return mst_plan_need_bytes(vm->def.memory_mib, (enum mst_protect)vm->def.protect);
 }
 
 static uint64_t held_bytes(const struct mst_core *core, const struct held *held)

@@ -14,6 +14,9 @@ static_assert((int)MST_ON_FAULT_RESUME == (int)MAINSTAY__ON_FAULT__ON_FAULT_RESU
                   (int)MST_ON_FAULT_RESUME_ELSEWHERE == (int)MAINSTAY__ON_FAULT__ON_FAULT_RESUME_ELSEWHERE &&
                   (int)MST_ON_FAULT_DISCARD == (int)MAINSTAY__ON_FAULT__ON_FAULT_DISCARD,
               "recovery attributes");
+static_assert((int)MST_PROTECT_LOCAL == (int)MAINSTAY__PROTECT__PROTECT_LOCAL &&
+                  (int)MST_PROTECT_MIRROR == (int)MAINSTAY__PROTECT__PROTECT_MIRROR,
+              "levels of protection");
 static_assert((int)MST_FAULT_VM_PANICKED == (int)MAINSTAY__FAULT_KIND__FAULT_VM_PANICKED &&
                   (int)MST_FAULT_PROCESSOR == (int)MAINSTAY__FAULT_KIND__FAULT_PROCESSOR &&
                   (int)MST_FAULT_AREA_CORRUPT == (int)MAINSTAY__FAULT_KIND__FAULT_AREA_CORRUPT,
@@ -48,7 +51,7 @@ int mst_convert_definition(const Mainstay__VmDefinition *def, const struct mst_c
     ret->memory_mib = def->memory_mib;
     ret->vcpus = def->vcpus; /* defaults are filled in by protobuf-c */
     ret->priority = def->priority;
-    ret->protect_local = def->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+    ret->protect = (uint8_t)def->protect;
     ret->on_node_fault = (uint8_t)def->on_node_fault;
     ret->on_vm_fault = (uint8_t)def->on_vm_fault;
     ret->restarts_max = def->restarts_max;

@@ -30,12 +30,23 @@ static bool vm_slot_sane(const struct mst_vm_slot *slot)
            slot->shadow_bytes <= MST_VM_MEMORY_MIB_MAX * MIB && slot->delta_bytes <= UINT64_C(2) * MST_VM_MEMORY_MIB_MAX * MIB;
 }
 
+/* A VM under protect mirror has a delta for all pages. */
+static uint32_t delta_capacity(const struct mst_vm_slot *slot)
+{
+    uint32_t all = (uint32_t)(slot->ram_bytes / MST_PAGE_BYTES);
+    struct mst_delta_layout layout;
+
+    if (slot->delta_bytes == 0 || slot->ram_bytes == 0)
+        return 0;
+    return mst_delta_layout(all, &layout) == 0 && layout.bytes == slot->delta_bytes ? all : mst_delta_capacity(slot->ram_bytes);
+}
+
 static void parse_save(const struct mst_vm_entry *first, const struct mst_vm_entry *again, bool final,
                        const struct mst_vm_slot *slot, struct mst_slot *ret, struct mst_slots_read *read)
 {
     struct mst_save_record record;
     struct mst_pub_head head;
-    uint32_t capacity = slot->delta_bytes > 0 && slot->ram_bytes > 0 ? mst_delta_capacity(slot->ram_bytes) : 0;
+    uint32_t capacity = delta_capacity(slot);
     int r = slot->ram_bytes == 0 ? -ENODATA : pick(first->save, again->save, &head, &record);
 
     if (r == -ENODATA)

@@ -34,7 +34,7 @@ static const struct mst_field definition_fields[] = {
     F(mst_definition, MST_FIELD_U32, memory_mib),
     F(mst_definition, MST_FIELD_U32, vcpus),
     F(mst_definition, MST_FIELD_U32, priority),
-    F(mst_definition, MST_FIELD_BOOL, protect_local),
+    {"protect_local", MST_FIELD_U8, offsetof(struct mst_definition, protect), 1, false}, /* named when there was no third level */
     F(mst_definition, MST_FIELD_U8, on_node_fault),
     F(mst_definition, MST_FIELD_U8, on_vm_fault),
     F(mst_definition, MST_FIELD_U32, allowed_count),
@@ -215,7 +215,8 @@ int mst_row_check(const struct mst_row *row)
 {
     switch (row->kind) {
     case MST_ROW_DEFINITION:
-        return row->definition->allowed_count <= MST_NODES_MAX && row->definition->packed_bytes <= MST_DEFINITION_BYTES
+        return row->definition->allowed_count <= MST_NODES_MAX && row->definition->packed_bytes <= MST_DEFINITION_BYTES &&
+                       row->definition->protect < MST_PROTECTS
                    ? 0
                    : -EBADMSG;
     case MST_ROW_VM:

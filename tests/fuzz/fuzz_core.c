@@ -52,7 +52,7 @@ static struct mst_definition *definition(unsigned which, unsigned how)
     name_vm(def.name, which);
     def.memory_mib = 64 + (how & 3) * 300;
     def.vcpus = 1;
-    def.protect_local = how & 4;
+    def.protect = how & 4 ? MST_PROTECT_LOCAL : MST_PROTECT_NONE;
     def.on_node_fault = (uint8_t)((how >> 3) % 5);
     def.on_vm_fault = (uint8_t)((how >> 5) % 5);
     if (how & 0x80)

@@ -64,7 +64,7 @@ static void vm_rows(unsigned i)
     snprintf(def->name, sizeof(def->name), "v%u", i);
     def->memory_mib = 64;
     def->vcpus = 1;
-    def->protect_local = true;
+    def->protect = MST_PROTECT_MIRROR;
     def->allowed_count = i;
     def->allowed[0] = 1;
     def->packed_bytes = 4;

@@ -465,11 +465,11 @@ static const struct mst_rvm_row *granting(const struct mst_txn *txn, const struc
 static uint64_t there_bytes(const struct mst_definition *def)
 {
     struct mst_areas areas;
+    enum mst_areas_for what = def->protect == MST_PROTECT_MIRROR  ? MST_AREAS_MIRROR
+                              : def->protect == MST_PROTECT_LOCAL ? MST_AREAS_LOCAL
+                                                                  : MST_AREAS_NONE;
 
-    return mst_areas_plan(&areas, def->name, 1, (uint64_t)def->memory_mib << 20,
-                          def->protect_local ? MST_AREAS_LOCAL : MST_AREAS_NONE) == 0
-               ? areas.bytes
-               : 0;
+    return mst_areas_plan(&areas, def->name, 1, (uint64_t)def->memory_mib << 20, what) == 0 ? areas.bytes : 0;
 }
 
 static void check_place(struct sim_coord *coord, const struct mst_txn *txn, const struct mst_vm_row *row,
@@ -497,7 +497,7 @@ static void check_place(struct sim_coord *coord, const struct mst_txn *txn, cons
             continue;
         /* What is there already is as large as simulated memory is, what is only granted as large as its definition says. */
         if (granting(txn, other))
-            bytes += mst_plan_need_bytes(W->vms[i].def.memory_mib, W->vms[i].def.protect_local);
+            bytes += mst_plan_need_bytes(W->vms[i].def.memory_mib, (enum mst_protect)W->vms[i].def.protect);
         else
             bytes += there_bytes(&W->vms[i].def);
         vcpus += W->vms[i].def.vcpus;
@@ -538,8 +538,8 @@ static void check_priority(struct sim_coord *coord, const struct mst_txn *txn)
             for (uint32_t n = 0; n < a->def.allowed_count; n++)
                 allowed = allowed || a->def.allowed[n] == row->node_id;
             if (allowed && a->def.vcpus <= b->def.vcpus &&
-                mst_plan_need_bytes(a->def.memory_mib, a->def.protect_local) <=
-                    mst_plan_need_bytes(b->def.memory_mib, b->def.protect_local))
+                mst_plan_need_bytes(a->def.memory_mib, (enum mst_protect)a->def.protect) <=
+                    mst_plan_need_bytes(b->def.memory_mib, (enum mst_protect)b->def.protect))
                 oracle_breach("I12", "%s (priority %u) waits for room while %s (priority %u) gets %s", held->vm, a->def.priority,
                               placed->vm, b->def.priority, W->hosts[node_index(row->node_id)].name);
         }

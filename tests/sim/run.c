@@ -417,7 +417,7 @@ static void stage(unsigned coords)
     oracle_begin();
     (void)sim_world_new(&conf);
     for (unsigned i = 0; i < conf.vms; i++) {
-        struct mst_definition def = {.memory_mib = 2, .vcpus = 1, .priority = 10, .protect_local = true};
+        struct mst_definition def = {.memory_mib = 2, .vcpus = 1, .priority = 10, .protect = MST_PROTECT_LOCAL};
 
         snprintf(def.name, sizeof(def.name), "vm%u", i);
         if (strcmp(def.name, PINNED) == 0)

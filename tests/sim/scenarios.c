@@ -29,7 +29,7 @@ void stage_make(const struct sim_conf *conf)
     oracle_begin();
     (void)sim_world_new(conf);
     for (unsigned i = 0; i < conf->vms; i++) {
-        struct mst_definition def = {.memory_mib = 2, .vcpus = 1, .priority = 10, .protect_local = true};
+        struct mst_definition def = {.memory_mib = 2, .vcpus = 1, .priority = 10, .protect = MST_PROTECT_LOCAL};
 
         snprintf(def.name, sizeof(def.name), "vm%u", i);
         sim_vm_define(i, &def, 300);
@@ -1156,7 +1156,7 @@ static void scenario_86_room_for_one_goes_to_the_higher_priority(void)
 
     stage_make(&conf);
     for (unsigned i = 0; i < conf.vms; i++) {
-        struct mst_definition def = {.memory_mib = 2, .vcpus = 1, .priority = 10 * i, .protect_local = true};
+        struct mst_definition def = {.memory_mib = 2, .vcpus = 1, .priority = 10 * i, .protect = MST_PROTECT_LOCAL};
 
         snprintf(def.name, sizeof(def.name), "vm%u", i);
         def.allowed[0] = i == 0 ? 1 : 2;

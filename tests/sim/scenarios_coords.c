@@ -459,7 +459,7 @@ static void scenario_75_an_order_that_waited_through_a_pause_waits_for_a_renewal
 /* A node is given up and gets its VMs back: it waits for a lease, and has to get it. */
 static void scenario_76_a_node_that_gets_its_vms_back_gets_its_lease_back(void)
 {
-    struct mst_definition def = {.name = "vm0", .memory_mib = 2, .vcpus = 1, .protect_local = true, .allowed_count = 1};
+    struct mst_definition def = {.name = "vm0", .memory_mib = 2, .vcpus = 1, .protect = MST_PROTECT_LOCAL, .allowed_count = 1};
     struct sim_conf conf = {.nodes = 3, .coords = 1, .vms = 3, .watch_interval_ms = 100};
     struct sim_host *host;
 

@@ -202,7 +202,7 @@ void sim_vm_define(unsigned index, const struct mst_definition *def, uint32_t in
     message.has_on_node_fault = message.has_on_vm_fault = message.has_priority = 1;
     message.vcpus = def->vcpus;
     message.boot_kernel = (char *)"/sim/kernel";
-    message.protect = def->protect_local ? MAINSTAY__PROTECT__PROTECT_LOCAL : MAINSTAY__PROTECT__PROTECT_NONE;
+    message.protect = (Mainstay__Protect)def->protect;
     message.checkpoint_interval_ms = interval_ms;
     message.on_node_fault = (Mainstay__OnFault)def->on_node_fault;
     message.on_vm_fault = (Mainstay__OnFault)def->on_vm_fault;
@@ -235,7 +235,7 @@ static void vms_make(uint64_t seed)
         struct mst_definition def = {.memory_mib = 1 + pick(4), .vcpus = 1 + pick(2), .priority = pick(5)};
 
         snprintf(def.name, sizeof(def.name), "vm%u", i);
-        def.protect_local = pick(3) != 0;
+        def.protect = pick(3) != 0 ? MST_PROTECT_LOCAL : MST_PROTECT_NONE;
         if (pick(4) == 0)
             def.on_node_fault = (uint8_t)pick(4);
         if (pick(4) == 0)

@@ -83,7 +83,7 @@ static void stage_largest(struct contender *c)
     struct mst_txn *txn = &c->txn;
 
     memset(&definition, 'd', sizeof(definition));
-    definition.protect_local = true;
+    definition.protect = MST_PROTECT_LOCAL;
     definition.name[MST_NAME_BYTES - 1] = '\0';
     definition.allowed_count = 1;
     definition.packed_bytes = MST_DEFINITION_BYTES;

@@ -240,13 +240,28 @@ END_TEST
 
 START_TEST(a_protected_vm_takes_two_and_a_quarter_of_its_ram_and_its_areas)
 {
-    uint64_t none = mst_plan_need_bytes(64, false);
-    uint64_t local = mst_plan_need_bytes(64, true);
+    uint64_t none = mst_plan_need_bytes(64, MST_PROTECT_NONE);
+    uint64_t local = mst_plan_need_bytes(64, MST_PROTECT_LOCAL);
 
     ck_assert_uint_ge(none, 64 * MIB + 4 * MIB);
     ck_assert_uint_le(none, 64 * MIB + 5 * MIB);
     ck_assert_uint_ge(local, 64 * MIB * 9 / 4 + 4 * MIB);
     ck_assert_uint_le(local, 64 * MIB * 9 / 4 + 5 * MIB);
+}
+END_TEST
+
+START_TEST(a_mirrored_vm_takes_three_times_its_ram_and_its_image_twice_both_with_a_ring)
+{
+    uint64_t vm = mst_plan_need_bytes(64, MST_PROTECT_MIRROR);
+    uint64_t image = mst_plan_image_bytes(64);
+
+    ck_assert_uint_eq(mst_plan_ring_bytes(64), 8 * MIB);
+    ck_assert_uint_ge(vm, 3 * 64 * MIB + 8 * MIB + 4 * MIB);
+    ck_assert_uint_le(vm, 3 * 64 * MIB + 8 * MIB + 5 * MIB);
+    ck_assert_uint_ge(image, 2 * 64 * MIB + 8 * MIB + 4 * MIB);
+    ck_assert_uint_le(image, 2 * 64 * MIB + 8 * MIB + 5 * MIB);
+    ck_assert_uint_eq(mst_plan_ring_bytes(1), 1 * MIB);
+    ck_assert_uint_eq(mst_plan_ring_bytes(65536), 16 * MIB);
 }
 END_TEST
 
@@ -270,6 +285,7 @@ int main(void)
     tcase_add_test(tcase, an_operators_choice_is_the_only_one);
     tcase_add_loop_test(tcase, no_random_cluster_is_ever_overfilled, 0, 200);
     tcase_add_test(tcase, a_protected_vm_takes_two_and_a_quarter_of_its_ram_and_its_areas);
+    tcase_add_test(tcase, a_mirrored_vm_takes_three_times_its_ram_and_its_image_twice_both_with_a_ring);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);

@@ -851,7 +851,7 @@ struct mst_definition world_def(const char *name, uint32_t mib, bool protect)
     struct mst_definition def = {.memory_mib = mib,
                                  .vcpus = 1,
                                  .priority = 10,
-                                 .protect_local = protect,
+                                 .protect = protect ? MST_PROTECT_LOCAL : MST_PROTECT_NONE,
                                  .packed_bytes = 64,
                                  .restarts_max = 5,
                                  .restarts_window_s = 300};

@@ -54,7 +54,7 @@ START_TEST(a_definition_keeps_what_planning_needs_and_the_whole_message)
     ck_assert_str_eq(def.name, "web01");
     ck_assert_uint_eq(def.vcpus, 1); /* default */
     ck_assert_uint_eq(def.priority, 10);
-    ck_assert(def.protect_local);
+    ck_assert_uint_eq(def.protect, MST_PROTECT_LOCAL);
     ck_assert_uint_eq(def.on_vm_fault, MST_ON_FAULT_RESUME_ELSEWHERE);
     ck_assert_uint_eq(def.allowed_count, 1);
     ck_assert_uint_eq(def.allowed[0], 11);

@@ -72,7 +72,7 @@ static void one_of_each(void)
                                          .memory_mib = 16,
                                          .vcpus = 2,
                                          .priority = 7,
-                                         .protect_local = true,
+                                         .protect = MST_PROTECT_MIRROR,
                                          .on_node_fault = 3,
                                          .on_vm_fault = 4,
                                          .restarts_max = 6,

@@ -67,6 +67,8 @@ static bool row_sane(const struct mst_row *row)
     case MST_ROW_RVM:
         return mst_name_check(row->rvm.vm) == 0 && row->rvm.how < MST_HOWS && row->rvm.outcome < MST_OUTCOMES &&
                row->rvm.hold < MST_HOLDS;
+    case MST_ROW_MIRROR:
+        return mst_name_check(row->mirror.vm) == 0 && row->mirror.n < MST_MIRRORS_MAX;
     default:
         return true;
     }
@@ -74,11 +76,9 @@ static bool row_sane(const struct mst_row *row)
 
 int mst_core_load(struct mst_core *core, const struct mst_row *row, struct mst_why *why)
 {
-    static const char *const names[] = {[MST_ROW_DEFINITION] = "definitions",
-                                        [MST_ROW_VM] = "VMs",
-                                        [MST_ROW_FAULT] = "faults",
-                                        [MST_ROW_RECOVERY] = "recoveries",
-                                        [MST_ROW_RVM] = "VMs of recoveries"};
+    static const char *const names[] = {[MST_ROW_DEFINITION] = "definitions", [MST_ROW_VM] = "VMs",
+                                        [MST_ROW_FAULT] = "faults",           [MST_ROW_RECOVERY] = "recoveries",
+                                        [MST_ROW_RVM] = "VMs of recoveries",  [MST_ROW_MIRROR] = "mirrors"};
 
     if (!row_sane(row))
         return mst_why_set(why, -EINVAL, "a row among the %s says what cannot be: the store is damaged", names[row->kind]);
@@ -177,7 +177,7 @@ static bool decide(struct mst_core *core)
         if (join_step(core, i))
             return true;
     }
-    return request_step(core) || report_step(core) || old_saves_step(core);
+    return request_step(core) || report_step(core) || mirrors_step(core) || old_saves_step(core);
 }
 
 bool core_outdated(const struct mst_core *core)
@@ -203,6 +203,8 @@ void core_run(struct mst_core *core)
             decided |= vm_wish_step(core);
         for (unsigned i = 0; i < core->nodes_count; i++)
             node_effects(core, i);
+        for (unsigned i = 0; i < core->vms_end; i++)
+            mirrors_effects(core, (int)i);
         waiters_step(core);
         if (!txn_free(core))
             return;

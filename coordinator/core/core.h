@@ -34,6 +34,16 @@ enum mst_order_type {
     MST_ORDER_FORGET,
     MST_ORDER_RESTART_AGENT,
     MST_ORDER_RECORD_FAULT, /* fault log of the node's main storage; its answer does not matter */
+    MST_ORDER_MIRROR,
+    MST_ORDER_MIRROR_TO,
+    MST_ORDER_MIRROR_SURE,
+    MST_ORDER_MIRROR_DROP,
+    MST_ORDER_MIRROR_REVOKE,
+};
+
+struct mst_mirror_grant {
+    uint64_t log_id, mirror_instance, ring_bytes;
+    uint32_t delta_capacity;
 };
 
 struct mst_vm_epoch {
@@ -49,13 +59,18 @@ struct mst_order { /* borrowed for the call */
     uint64_t term, decision; /* decision: the newest durable one */
     const char *vm;          /* not FENCE, RESTART_AGENT */
     uint64_t epoch;
-    const struct mst_definition *definition;     /* START */
+    const struct mst_definition *definition;     /* START, MIRROR */
     struct mst_save_ref source;                  /* START: node_id 0 boots */
     const char *source_node;                     /* START: name */
     struct mst_vm_epoch fence[MST_VMS_PER_NODE]; /* FENCE */
     unsigned fence_count;
     const struct mst_fault_row *fault; /* RECORD_FAULT */
     const char *text;                  /* RESTART_AGENT */
+    const struct mst_member *peer;     /* MIRROR: who sends. MIRROR_TO: the mirror */
+    uint64_t peer_instance;
+    uint8_t peer_boot_id[16];      /* MIRROR */
+    struct mst_mirror_grant grant; /* MIRROR_TO; MIRROR: ring_bytes */
+    uint64_t log_id;               /* MIRROR_SURE, MIRROR_DROP */
 };
 
 struct mst_lease_grant { /* for the grant area of a node: shm/layout.h, struct mst_lease_line */
@@ -138,11 +153,33 @@ void mst_core_committed(struct mst_core *core, const struct mst_time *now, int e
 
 /* --- nodes --- */
 
+enum mst_mirror_phase { /* of one mirror, as its source has it; numbers of the protocol */
+                        MST_MIRROR_SEEDING = 1,
+                        MST_MIRROR_JOINED = 2,
+                        MST_MIRROR_SURE = 3,
+                        MST_MIRROR_FAILED = 4,
+};
+enum mst_slot_image { /* of an image: as mirror/image.h has it */
+                      MST_SLOT_IMAGE_SEEDING = 1,
+                      MST_SLOT_IMAGE_MIRRORING = 2,
+                      MST_SLOT_IMAGE_REVOKED = 3,
+                      MST_SLOT_IMAGE_VERIFIED = 4,
+                      MST_SLOT_IMAGE_USED = 5,
+};
+struct mst_held_mirror {
+    uint32_t node_id, phase; /* enum mst_mirror_phase */
+    uint64_t log_id, acked_seq;
+};
+
 struct mst_hello_vm {
     char vm[MST_NAME_BYTES];
     uint64_t epoch;
-    uint32_t run_state; /* enum mst_run_state (shm/layout.h) */
-    uint64_t save_seq;  /* 0: no usable save */
+    uint32_t run_state;   /* enum mst_run_state (shm/layout.h) */
+    uint64_t save_seq;    /* 0: no usable save */
+    uint32_t image_state; /* of an image: enum mst_slot_image */
+    uint64_t log_id;      /* of an image; 0: an earlier keeper's */
+    struct mst_held_mirror mirrors[MST_MIRRORS_MAX];
+    unsigned mirrors_count;
 };
 
 struct mst_hello {
@@ -201,6 +238,8 @@ struct mst_slot { /* one VM slot of a node's main storage, checked */
     uint64_t save_epoch, save_seq; /* usable save; seq 0: none */
     uint32_t save_source;
     uint64_t taken_wall_ms, pause_us;
+    uint32_t image_state; /* of an image: enum mst_slot_image */
+    uint64_t log_id;      /* of an image */
 };
 struct mst_node_info { /* node status, checked */
     bool known;
@@ -221,6 +260,10 @@ struct mst_answer {
     uint8_t fence_boot_id[16];
     struct mst_vm_epoch fenced[MST_VMS_PER_NODE];
     unsigned fenced_count;
+    bool has_grant; /* MIRROR */
+    struct mst_mirror_grant grant;
+    bool has_image; /* MIRROR_REVOKE */
+    uint64_t image_instance, image_epoch, image_seq, image_verify_us;
 };
 /* Unknown tokens are ignored. */
 void mst_core_answer(struct mst_core *core, const struct mst_time *now, uint64_t token, const struct mst_answer *answer);
@@ -234,6 +277,15 @@ struct mst_vm_event {
     char text[MST_TEXT_BYTES];
 };
 void mst_core_vm_event(struct mst_core *core, const struct mst_time *now, uint64_t link, const struct mst_vm_event *event);
+
+struct mst_mirror_news { /* of the source's keeper: MirrorState */
+    char vm[MST_NAME_BYTES], node[MST_NAME_BYTES];
+    uint64_t epoch, log_id;
+    uint32_t phase; /* enum mst_mirror_phase */
+    uint64_t acked_seq, sent_seq, acked_age_ms;
+    char text[MST_TEXT_BYTES];
+};
+void mst_core_mirror(struct mst_core *core, const struct mst_time *now, uint64_t link, const struct mst_mirror_news *news);
 
 struct mst_report {
     uint32_t kind;
@@ -295,6 +347,13 @@ struct mst_node_look {
     bool beat_known;
     char text[MST_TEXT_BYTES];
 };
+struct mst_mirror_look {
+    int node;          /* index */
+    const char *state; /* "seeding", "sure" */
+    bool counts;       /* the store says so */
+    uint64_t since_wall_ms, acked_seq, sent_seq, behind_ms;
+    const char *text;
+};
 struct mst_vm_look {
     const struct mst_vm_row *row;
     const struct mst_definition *definition;
@@ -302,6 +361,12 @@ struct mst_vm_look {
     uint64_t save_seq; /* 0: none known */
     uint64_t save_wall_ms, pause_us;
     char text[MST_TEXT_BYTES];
+    /* protect mirror */
+    struct mst_mirror_look mirrors[MST_MIRRORS_MAX];
+    unsigned mirrors_count;
+    bool exposed; /* it runs, and nobody counts who still gets its checkpoints */
+    uint64_t exposed_ms;
+    char protection[2 * MST_TEXT_BYTES]; /* in words; empty: it has nothing to do with mirrors */
 };
 struct mst_recovery_look {
     const struct mst_recovery_row *row;
@@ -333,5 +398,6 @@ const char *mst_rec_state_name(unsigned state);
 const char *mst_fault_kind_name(unsigned kind);
 const char *mst_outcome_name(unsigned outcome);
 const char *mst_proof_name(unsigned kind);
+const char *mst_mirror_state_name(unsigned state);
 
 #endif

@@ -15,6 +15,8 @@
  *     storm.c    how much at a time, and when nothing: fences, starts, most nodes lost at once
  *     recovery.c table of states, REPORTED to FENCING
  *     saves.c    which save is the newest, and whether it can be had
+ *     mirror.c   mirrors of running VMs: chosen, seeded, made to count, left out
+ *     images.c   what mirrors left of a VM that was stopped: revoked, verified, forgotten
  *     resume.c   final reading, planning, committing, resuming
  *     request.c  the operator
  *     look.c     views
@@ -65,6 +67,9 @@
 #define FORGET_RETRY_MS       5000u
 #define WAIT_MAX_MS           60000u /* start and stop requests */
 #define MANAGE_LOOK_MS        10000u /* a management address is looked at so often while RDMA works */
+#define MIRRORS_WANTED        1u     /* of each VM under protect mirror */
+#define MIRROR_RETRY_MIN_MS   1000u
+#define MIRROR_RETRY_MAX_MS   30000u
 
 #define MAX_OF(a, b) ((a) > (b) ? (a) : (b))
 #define MIN_OF(a, b) ((a) < (b) ? (a) : (b))
@@ -141,6 +146,34 @@ struct node {
     bool loss_accepted; /* the operator said go on without it */
 };
 
+enum mirror_state {
+    MIRROR_IDLE,
+    MIRROR_ASKED,
+    MIRROR_GIVEN,
+    MIRROR_SEEDING,
+    MIRROR_JOINED,
+    MIRROR_COUNTS,
+    MIRROR_SURE,
+    MIRROR_FAILED,
+    MIRROR_LEAVING,
+    MIRROR_STATES
+};
+
+struct mirror {
+    struct mst_mirror_row d; /* durable: who counts, or counted last; node_id 0: nobody yet */
+    /* Who is one, or is to be one: of this run */
+    unsigned state; /* enum mirror_state */
+    uint32_t node_id;
+    uint64_t instance; /* of its keeper, 0: not known yet */
+    uint64_t epoch, log_id;
+    struct mst_mirror_grant grant;
+    uint64_t order; /* token of the order that is out, 0: none */
+    uint64_t retry_ms;
+    /* as its source told last */
+    uint64_t acked_seq, sent_seq, acked_age_ms, told_ms;
+    char text[MST_TEXT_BYTES];
+};
+
 struct vm {
     bool used;
     struct mst_vm_row d;
@@ -152,6 +185,20 @@ struct vm {
     uint64_t moves_ms[MST_VM_RESTARTS_MAX]; /* recoveries, newest first */
     uint64_t running_ms;                    /* since when it runs under this grant, as far as we saw; 0: not */
     uint64_t own_save_epoch;                /* a save taken under this epoch was seen */
+    struct mirror mirrors[MST_MIRRORS_MAX];
+    uint64_t mirror_next_ms; /* no new one is chosen before */
+    uint32_t mirror_tries;   /* that came to nothing, in a row */
+    uint64_t mirror_avoid;   /* bit per node index: where they were */
+    uint64_t exposed_ms;     /* since when nobody has its checkpoints, 0: somebody has, or it does not run */
+    char mirror_why[MST_TEXT_BYTES];
+};
+
+struct image_look { /* READING2: what a mirror says that it holds */
+    uint64_t order; /* token, 0: none is out */
+    uint64_t retry_ms;
+    bool answered;
+    int err;
+    uint64_t instance, seq;
 };
 
 struct rvm {
@@ -168,6 +215,7 @@ struct rvm {
     uint64_t refused_epoch; /* of the save that was refused when it was pulled ... */
     uint32_t refused;       /* ... so often, in this run */
     uint32_t away_node;     /* READING2: its newest save may be there, which could not be asked; 0: none */
+    struct image_look images[MST_MIRRORS_MAX];
 };
 
 struct rec {
@@ -300,6 +348,7 @@ bool node_has_open(const struct mst_core *core, uint32_t node_id, unsigned scope
 int node_open(const struct mst_core *core, uint32_t node_id, unsigned scopes);      /* newest such recovery, -1 */
 int node_lost(const struct mst_core *core, unsigned index); /* open recovery of the node's newest instance as a whole, -1 */
 bool rec_room(const struct mst_core *core);
+void plan_nodes_fill(const struct mst_core *core, struct mst_plan_node nodes[static MST_NODES_MAX]);
 unsigned place(struct mst_core *core, struct rec *rec, const unsigned *which, unsigned count, bool elsewhere_only,
                struct mst_placement *ret); /* which: indices of rec->vms */
 bool any_other_alive(const struct mst_core *core, unsigned index);
@@ -314,10 +363,12 @@ void txn_begin(struct mst_core *core);
 struct mst_meta_row *txn_meta(struct mst_core *core);
 struct mst_node_row *txn_node(struct mst_core *core, unsigned index);
 struct mst_vm_row *txn_vm(struct mst_core *core, int index);
+struct mst_mirror_row *txn_mirror(struct mst_core *core, int index, unsigned n);
 const struct mst_vm_row *staged_vm(const struct mst_core *core, int index); /* what it will be: staged, or as it is */
 struct mst_recovery_row *txn_rec(struct mst_core *core, const struct rec *rec);
 struct mst_rvm_row *txn_rvm(struct mst_core *core, const struct rec *rec, unsigned i);
 const struct mst_rvm_row *staged_rvm(const struct mst_core *core, const struct rec *rec, unsigned i);
+bool txn_has_mirror(const struct mst_core *core, const char *vm, uint32_t n); /* under way to the store */
 struct mst_row *txn_add(struct mst_core *core, enum mst_row_kind kind); /* a new zeroed row; aborts when the txn is full: a bug */
 struct mst_proof_row *txn_proof(struct mst_core *core, enum mst_proof_kind kind, unsigned node, uint64_t instance);
 struct mst_fault_row *txn_fault(struct mst_core *core);
@@ -426,15 +477,44 @@ enum save_fate {
     SAVE_AWAY, /* its node cannot be asked now: nothing is known */
     SAVE_THERE,
 };
+struct save_look {
+    bool seen;                       /* the slots of its node were read after its fence */
+    bool late;                       /* it was waited for long enough: what there is is taken, if it may be */
+    const struct image_look *images; /* NULL: who could be asked counts as there */
+};
 bool memory_gone(const struct node *node); /* with its power, or a person says so */
 enum save_fate save_fate(const struct mst_core *core, const char *vm,
                          const struct mst_save_ref *save); /* of one of an earlier grant */
-/* The newest save of a fenced VM. seen: the slots of its node were read after its fence. AWAY: *ret says where it may be. */
-enum save_fate newest_save(const struct mst_core *core, int index, bool seen, struct mst_save_ref *ret);
+/* The newest save of a fenced VM, its own or a mirror's. AWAY: *ret says where it may be. */
+enum save_fate newest_save(const struct mst_core *core, int index, const struct save_look *look, struct mst_save_ref *ret);
+/* What the newest grant, which is fenced, left on its own node. */
+enum save_fate own_save(const struct mst_core *core, const struct vm *vm, bool seen, struct mst_save_ref *ret);
 bool save_is_back(const struct mst_core *core, int index); /* what was away can be had, or is given up */
 bool same_save(const struct mst_save_ref *a, const struct mst_save_ref *b);
 void note_own_saves(struct mst_core *core, unsigned index); /* node's slots are new */
 bool old_saves_step(struct mst_core *core); /* saves that running VMs have outlived; true: a transaction went out */
+
+/* mirror.c */
+void mirrors_effects(struct mst_core *core, int index); /* of one VM: orders, and choosing */
+bool mirrors_step(struct mst_core *core);               /* who counts; true: a transaction went out */
+void mirror_applied(struct mst_core *core, const struct mst_mirror_row *row);
+void mirrors_hello(struct mst_core *core, unsigned index, const struct mst_hello *hello);
+void mirror_answered(struct mst_core *core, const struct pending *order, const struct mst_answer *answer);
+bool mirror_active(const struct mirror *mirror); /* memory of its node is in use for it, or will be */
+void mirrors_look(const struct mst_core *core, const struct vm *vm, struct mst_vm_look *ret);
+
+/* images.c */
+uint64_t images_epoch(const struct vm *vm);         /* newest under which anybody counted, 0: nobody ever did */
+bool image_counts(const struct vm *vm, unsigned n); /* what place n left may be resumed from */
+enum save_fate images_newest(const struct mst_core *core, int index, const struct image_look *looks, struct mst_save_ref *ret);
+/* Asks those that count to close their logs and verify; the VM is proved stopped. */
+void images_ask(struct mst_core *core, const struct rec *rec, struct rvm *rvm,
+                bool late); /* late: who has answered is not asked again */
+bool image_answered(const struct rvm *rvm, const struct vm *vm, const struct mst_save_ref *save); /* it was found whole now */
+void revoke_answered(struct mst_core *core, const struct pending *order, const struct mst_answer *answer);
+bool image_needed(const struct mst_core *core, const struct node *node, const struct vm *vm, const struct mst_slot *slot);
+uint64_t images_held_epoch(const struct mst_core *core, const char *vm); /* newest of any image that any node holds */
+void images_loss(const struct mst_core *core, const struct vm *vm, char *text, size_t size); /* why none is left, in words */
 
 /* resume.c */
 bool rec_reading2(struct mst_core *core, struct rec *rec);

@@ -133,6 +133,8 @@ static void take_held(struct mst_core *core, struct node *node, const struct mst
         s->run_state = hello->held[i].run_state;
         s->save_seq = hello->held[i].save_seq;
         s->save_epoch = s->epoch;
+        s->image_state = hello->held[i].image_state;
+        s->log_id = hello->held[i].log_id;
     }
     core->view_generation++;
 }
@@ -191,6 +193,7 @@ int mst_core_hello(struct mst_core *core, const struct mst_time *now, uint64_t l
     node->earlier_dead = hello->earlier_vms_dead;
     take_held(core, node, hello);
     note_own_saves(core, (unsigned)index);
+    mirrors_hello(core, (unsigned)index, hello);
     node->read_err = -EAGAIN; /* not read yet over this link */
     if (node->d.fenced_instance == hello->instance)
         core_log(core, MST_LOG_ERROR,
@@ -268,6 +271,7 @@ static void stage_newer(struct mst_core *core, unsigned index, int vm, const str
     row->proof_id = 0;
     row->proof_kind = MST_PROOF_NONE;
     memset(&row->save, 0, sizeof(row->save)); /* of an older epoch */
+    row->image_floor = row->epoch;            /* nor is it known who counts under this one */
     text_set(row->text, sizeof(row->text), "epoch taken over from %s: the store was older than the cluster", node->conf.name);
     if (!rec && runs(s->run_state))
         row->wanted = true;
@@ -289,7 +293,7 @@ static bool adopt_newer(struct mst_core *core, unsigned index)
         const struct mst_slot *s = &node->held[i].s;
         int vm = vm_find(core, s->vm);
 
-        if (vm < 0 || s->epoch <= core->vms[vm].d.epoch || MST_MUTANT(21))
+        if (vm < 0 || s->run_state == MST_RUN_IMAGE || s->epoch <= core->vms[vm].d.epoch || MST_MUTANT(21))
             continue;
         txn_begin(core);
         stage_newer(core, index, vm, s);
@@ -515,8 +519,12 @@ void mst_core_vm_event(struct mst_core *core, const struct mst_time *now, uint64
 
 /* --- what needs no decision: reading again, and having dropped what nobody needs --- */
 
-static bool is_needed(const struct node *node, const struct vm *vm, uint64_t epoch)
+static bool is_needed(const struct mst_core *core, const struct node *node, const struct vm *vm, const struct mst_slot *slot)
 {
+    uint64_t epoch = slot->epoch;
+
+    if (slot->run_state == MST_RUN_IMAGE)
+        return image_needed(core, node, vm, slot);
     if (vm->d.node_id == node->conf.id && vm->d.epoch == epoch && (!vm->d.fenced || vm->d.phase != MST_VM_STOPPED))
         return true;
     if (vm->rec >= 0 || epoch > vm->d.epoch)
@@ -525,12 +533,12 @@ static bool is_needed(const struct node *node, const struct vm *vm, uint64_t epo
 }
 
 /* An order to forget an epoch takes all older ones along. */
-static bool needs_any(const struct node *node, const struct vm *vm, uint64_t up_to_epoch)
+static bool needs_any(const struct mst_core *core, const struct node *node, const struct vm *vm, uint64_t up_to_epoch)
 {
     for (unsigned i = 0; i < node->held_count; i++) {
         const struct mst_slot *s = &node->held[i].s;
 
-        if (s->epoch <= up_to_epoch && strcmp(s->vm, vm->d.name) == 0 && is_needed(node, vm, s->epoch))
+        if (s->epoch <= up_to_epoch && strcmp(s->vm, vm->d.name) == 0 && is_needed(core, node, vm, s))
             return true;
     }
     return false;
@@ -563,7 +571,7 @@ static void sweep_one(struct mst_core *core, unsigned index, struct held *held)
             core_log(core, MST_LOG_ERROR,
                      "node=%s has vm=%s under epoch %" PRIu64 ", which is over (now %" PRIu64 "): stopped there", node->conf.name,
                      held->s.vm, held->s.epoch, vm->d.epoch);
-    } else if (vm && (MST_MUTANT(10) ? is_needed(node, vm, held->s.epoch) : needs_any(node, vm, held->s.epoch))) {
+    } else if (vm && (MST_MUTANT(10) ? is_needed(core, node, vm, &held->s) : needs_any(core, node, vm, held->s.epoch))) {
         return;
     }
     held->sweep_ms = MAX_OF(core->now_ms, 1);

@@ -129,6 +129,7 @@ static bool vm_look(const struct mst_core *core, const struct vm *vm, struct mst
         ret->save_wall_ms = held->s.taken_wall_ms;
         ret->pause_us = held->s.pause_us;
     }
+    mirrors_look(core, vm, ret);
     if (vm->d.text[0])
         text_set(ret->text, sizeof(ret->text), "%s", vm->d.text);
     else if (vm->rec >= 0)

@@ -6,7 +6,9 @@
 #include <inttypes.h>
 #include <string.h>
 
-static const char *const order_names[] = {"?", "start", "save", "continue", "fence", "forget", "restart-agent", "record-fault"};
+static const char *const order_names[] = {"?",           "start",         "save",         "continue", "fence",
+                                          "forget",      "restart-agent", "record-fault", "mirror",   "mirror-to",
+                                          "mirror-sure", "mirror-drop",   "mirror-revoke"};
 
 /* One event for each VM that an order names. */
 static void trace_sent(struct mst_core *core, const struct mst_order *order, uint64_t recovery_id)
@@ -130,6 +132,15 @@ void order_answered(struct mst_core *core, const struct pending *order, const st
         if (answer->err != 0)
             core_log(core, MST_LOG_WARNING, "node=%s order refused: %s %s", core->nodes[order->node].conf.name,
                      mst_errname(answer->err), answer->text);
+        break;
+    case MST_ORDER_MIRROR:
+    case MST_ORDER_MIRROR_TO:
+    case MST_ORDER_MIRROR_SURE:
+    case MST_ORDER_MIRROR_DROP:
+        mirror_answered(core, order, answer);
+        break;
+    case MST_ORDER_MIRROR_REVOKE:
+        revoke_answered(core, order, answer);
         break;
     case MST_ORDER_RECORD_FAULT:
         break;

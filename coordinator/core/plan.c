@@ -161,6 +161,53 @@ static int choose(const struct mst_plan_node *nodes, unsigned count, const struc
     return best;
 }
 
+static bool mirror_allowed(const struct mst_plan_mirror *mirror, uint32_t id)
+{
+    for (uint32_t i = 0; i < mirror->allowed_count; i++) {
+        if (mirror->allowed[i] == id)
+            return true;
+    }
+    return mirror->allowed_count == 0;
+}
+
+static const char *mirror_bars(const struct mst_plan_node *node, unsigned i, const struct mst_plan_mirror *mirror)
+{
+    if (mirror->never >> i & 1)
+        return "has it, or an image of it, already";
+    if (!mirror_allowed(mirror, node->id))
+        return "not allowed";
+    if (!node->usable)
+        return node->why_not;
+    return node->used_slots >= MST_VMS_PER_NODE ? "all VM slots taken" : NULL;
+}
+
+int mst_plan_mirror(const struct mst_plan_node *nodes, unsigned count, const struct mst_plan_mirror *mirror,
+                    struct mst_placement *ret)
+{
+    size_t used = 0;
+    int best = -1;
+
+    ret->why[0] = 0;
+    for (unsigned i = 0; i < count && i < MST_NODES_MAX; i++) {
+        const char *bar = mirror_bars(&nodes[i], i, mirror);
+        bool avoid = mirror->avoid >> i & 1;
+
+        if (bar) {
+            append(ret->why, sizeof(ret->why), &used, "%s%s: %s", used ? "; " : "", nodes[i].name, bar);
+        } else if (left_bytes(&nodes[i]) < mirror->need_bytes) {
+            append(ret->why, sizeof(ret->why), &used, "%s%s: %" PRIu64 " MiB left, %" PRIu64 " needed", used ? "; " : "",
+                   nodes[i].name, left_bytes(&nodes[i]) / MIB, (mirror->need_bytes + MIB - 1) / MIB);
+        } else if (best < 0 || avoid < (mirror->avoid >> best & 1) ||
+                   (avoid == (mirror->avoid >> best & 1) && left_bytes(&nodes[i]) > left_bytes(&nodes[best]))) {
+            best = (int)i;
+        }
+    }
+    if (best >= 0)
+        snprintf(ret->why, sizeof(ret->why), "%s: %" PRIu64 " MiB left before", nodes[best].name, left_bytes(&nodes[best]) / MIB);
+    ret->node = best;
+    return best;
+}
+
 static bool goes_first(const struct mst_plan_vm *a, const struct mst_plan_vm *b)
 {
     if (a->priority != b->priority)

@@ -43,6 +43,19 @@ struct mst_placement {
     char why[MST_PLAN_WHY_BYTES]; /* why there, or why nowhere */
 };
 
+struct mst_plan_mirror { /* a mirror that is looked for */
+    uint64_t need_bytes;
+    const uint32_t *allowed; /* node ids */
+    uint32_t allowed_count;  /* 0: all */
+    uint64_t never;          /* bit i: not nodes[i]: the VM itself is there, another mirror of it, or an old one */
+    uint64_t avoid;          /* bit i: nodes[i] only when no other can */
+};
+
+/* Where its image goes: a usable node that is allowed and has memory and a slot left; of those one that is not avoided, then the one with most memory
+ * left, then the first. Returns the index, -1: nowhere; ret->why says why. */
+int mst_plan_mirror(const struct mst_plan_node *nodes, unsigned count, const struct mst_plan_mirror *mirror,
+                    struct mst_placement *ret);
+
 /* nodes_count <= MST_NODES_MAX, vms_count <= MST_VMS_MAX. Inputs are not changed. ret has vms_count entries in the order of vms.
  * Returns the number of VMs placed. */
 unsigned mst_plan_make(const struct mst_plan_node *nodes, unsigned nodes_count, const struct mst_plan_vm *vms, unsigned vms_count,

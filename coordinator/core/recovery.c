@@ -88,6 +88,7 @@ void rec_entered(struct mst_core *core, struct rec *rec)
         rvm->read_want = 0;
         rvm->seen = false;
         rvm->away_node = 0;
+        memset(rvm->images, 0, sizeof(rvm->images));
         memset(&rvm->start, 0, sizeof(rvm->start));
     }
 }

@@ -51,43 +51,70 @@ static bool save_matters(const struct rec *rec, const struct vm *vm)
            !panics_again(rec, vm);
 }
 
+/* A mirror's keeper that checks all of an image takes its time. */
+static bool images_asked(const struct rvm *rvm)
+{
+    for (unsigned n = 0; n < MST_MIRRORS_MAX; n++) {
+        if (rvm->images[n].order != 0)
+            return true;
+    }
+    return false;
+}
+
+static uint64_t saves_deadline_ms(const struct mst_core *core)
+{
+    return core->conf.keeper_return_ms + 2000u;
+}
+
+static struct save_look look_of(const struct mst_core *core, const struct rec *rec, const struct rvm *rvm)
+{
+    return (struct save_look){
+        .seen = rvm->seen, .late = core->now_ms - rec->entered_ms >= saves_deadline_ms(core), .images = rvm->images};
+}
+
 /* Whether enough is known of VM i's saves, or no more will be in time. */
 static bool saves_seen(struct mst_core *core, struct rec *rec, unsigned i)
 {
-    uint64_t deadline_ms = core->conf.keeper_return_ms + 2000u;
+    uint64_t deadline_ms = saves_deadline_ms(core);
     struct rvm *rvm = &rec->vms[i];
     const struct vm *vm = rvm->vm >= 0 ? &core->vms[rvm->vm] : NULL;
     int node = vm ? node_find_id(core, vm->d.node_id) : -1;
+    struct save_look look;
     struct mst_save_ref save;
 
     rvm->away_node = 0;
     if (!vm || !is_pending(rec, i) || !save_matters(rec, vm))
         return true;
+    look = look_of(core, rec, rvm);
     /* A new keeper has just said in its Hello which saves it found; connecting to read the same would only take time. */
     if (node >= 0 && vm->d.proof_kind < MST_PROOF_POWER &&
         !(vm->d.proof_kind == MST_PROOF_RETURN && core->nodes[node].link != 0 && !core->nodes[node].readable) &&
         !memory_gone(&core->nodes[node]) && !rvm->seen &&
         !read_ready(core, rec, &rvm->read_want, (unsigned)node, deadline_ms, &rvm->seen))
         return false;
-    if (newest_save(core, rvm->vm, rvm->seen, &save) != SAVE_AWAY)
+    look.seen = rvm->seen;
+    if (own_save(core, vm, rvm->seen, &save) != SAVE_THERE)
+        images_ask(core, rec, rvm, look.late);
+    if (newest_save(core, rvm->vm, &look, &save) != SAVE_AWAY)
         return true;
     rvm->away_node = save.node_id;
-    text_set(rec->why, sizeof(rec->why), "the newest save of %s may be on %s, which cannot be read", vm->d.name,
-             node_name(core, save.node_id));
-    return core->now_ms - rec->entered_ms >= deadline_ms;
+    text_set(rec->why, sizeof(rec->why), "%s of %s may be on %s, which %s", save.image ? "the mirror" : "the newest save",
+             vm->d.name, node_name(core, save.node_id), images_asked(rvm) ? "is asked for it" : "cannot be read");
+    return look.late && !images_asked(rvm);
 }
 
-static bool stage_save(struct mst_core *core, const struct rvm *rvm, char *text, size_t size)
+static bool stage_save(struct mst_core *core, const struct rec *rec, const struct rvm *rvm, char *text, size_t size)
 {
     const struct vm *vm = &core->vms[rvm->vm];
+    struct save_look look = look_of(core, rec, rvm);
     struct mst_save_ref save;
-    enum save_fate fate = newest_save(core, rvm->vm, rvm->seen, &save);
+    enum save_fate fate = newest_save(core, rvm->vm, &look, &save);
 
     if (fate == SAVE_AWAY)
         text_set(text, size, "%s: its newest save may be on %s, which is away", vm->d.name, node_name(core, save.node_id));
     else if (fate == SAVE_THERE)
-        text_set(text, size, "%s: save epoch %" PRIu64 " seq %" PRIu64 " on %s", vm->d.name, save.epoch, save.seq,
-                 node_name(core, save.node_id));
+        text_set(text, size, "%s: %s epoch %" PRIu64 " seq %" PRIu64 " on %s", vm->d.name, save.image ? "image" : "save",
+                 save.epoch, save.seq, node_name(core, save.node_id));
     else
         text_set(text, size, "%s: no usable save", vm->d.name);
     if (fate != SAVE_AWAY && !same_save(&save, &vm->d.save))
@@ -137,7 +164,7 @@ bool rec_reading2(struct mst_core *core, struct rec *rec)
 
         if (!is_pending(rec, i) || rec->vms[i].vm < 0)
             continue;
-        found += stage_save(core, &rec->vms[i], one, sizeof(one)) ? 1 : 0;
+        found += stage_save(core, rec, &rec->vms[i], one, sizeof(one)) ? 1 : 0;
         if (count++ == 0)
             text_set(text, sizeof(text), "%s", one);
     }
@@ -226,7 +253,9 @@ static bool stage_how(struct mst_core *core, struct rec *rec, unsigned i)
         return true;
     }
     save = &staged_vm(core, rec->vms[i].vm)->save;
-    fate = rec->vms[i].away_node ? SAVE_AWAY : save_fate(core, vm->d.name, save);
+    fate = rec->vms[i].away_node                    ? SAVE_AWAY
+           : image_answered(&rec->vms[i], vm, save) ? SAVE_THERE
+                                                    : save_fate(core, vm->d.name, save);
     if (fate == SAVE_AWAY) {
         const char *where = node_name(core, rec->vms[i].away_node ? rec->vms[i].away_node : save->node_id);
 
@@ -241,17 +270,21 @@ static bool stage_how(struct mst_core *core, struct rec *rec, unsigned i)
     return true;
 }
 
-static const char *boot_reason(const struct rec *rec, const struct vm *vm)
+static void boot_reason(struct mst_core *core, const struct rec *rec, const struct vm *vm, char *text, size_t size)
 {
+    char loss[MST_TEXT_BYTES];
+
+    images_loss(core, vm, loss, sizeof(loss));
     if (rec->d.scope == MST_SCOPE_START)
-        return "booted";
-    if (attribute(rec, vm) == MST_ON_FAULT_RESTART)
-        return "restarted by its recovery attribute";
-    if (panics_again(rec, vm))
-        return "restarted: it panicked twice within a minute, its save would panic again";
-    if (vm->d.proof_kind >= MST_PROOF_POWER)
-        return "restarted: its memory went with the node's power";
-    return "restarted: no usable save is left";
+        text_set(text, size, "booted");
+    else if (attribute(rec, vm) == MST_ON_FAULT_RESTART)
+        text_set(text, size, "restarted by its recovery attribute");
+    else if (panics_again(rec, vm))
+        text_set(text, size, "restarted: it panicked twice within a minute, its save would panic again");
+    else if (vm->d.proof_kind >= MST_PROOF_POWER)
+        text_set(text, size, "restarted: its memory went with the node's power%.100s", loss);
+    else
+        text_set(text, size, "restarted: no usable save is left%.100s", loss);
 }
 
 /* The one place where a grant is given. */
@@ -261,25 +294,30 @@ static void grant(struct mst_core *core, struct rec *rec, unsigned i, const stru
     const struct node *node = &core->nodes[placed->node];
     struct mst_vm_row *vm = txn_vm(core, index);
     struct mst_rvm_row *row = txn_rvm(core, rec, i);
+    char why[MST_TEXT_BYTES];
 
     if (!vm->fenced) /* I2: without proof no new grant */
         abort();
     row->proof_id = vm->proof_id;
     vm->node_id = node->conf.id;
     vm->instance = node->instance;
-    vm->epoch += MST_MUTANT(18) && row->attempts > 0 ? 2 : 1;
+    /* Nor under the epoch of an image that an old copy of the store does not know. */
+    vm->epoch = MAX_OF(vm->epoch, images_held_epoch(core, vm->name)) + (MST_MUTANT(18) && row->attempts > 0 ? 2 : 1);
     vm->fenced = false;
     vm->proof_id = 0;
     vm->proof_kind = MST_PROOF_NONE;
     row->to_node_id = node->conf.id;
     row->epoch_to = vm->epoch;
-    if (row->how == MST_HOW_BOOT) /* from here on whatever was saved before is of another life */
-        memset(&vm->save, 0, sizeof(vm->save));
-    if (row->how == MST_HOW_RESUME)
-        text_set(row->text, sizeof(row->text), "resume from epoch %" PRIu64 " seq %" PRIu64 " on %s; placed: %.100s",
-                 vm->save.epoch, vm->save.seq, node_name(core, vm->save.node_id), placed->why);
-    else
-        text_set(row->text, sizeof(row->text), "%s; placed: %.100s", boot_reason(rec, &core->vms[index]), placed->why);
+    if (row->how == MST_HOW_RESUME) {
+        text_set(row->text, sizeof(row->text), "resume from %sepoch %" PRIu64 " seq %" PRIu64 " on %s; placed: %.100s",
+                 vm->save.image ? "the image of " : "", vm->save.epoch, vm->save.seq, node_name(core, vm->save.node_id),
+                 placed->why);
+        return;
+    }
+    memset(&vm->save, 0, sizeof(vm->save)); /* from here on whatever was saved before is of another life */
+    vm->image_floor = vm->epoch;
+    boot_reason(core, rec, &core->vms[index], why, sizeof(why));
+    text_set(row->text, sizeof(row->text), "%.140s; placed: %.100s", why, placed->why);
 }
 
 /* Stages the plan, and what it grants, on top of what is staged already. */

@@ -157,6 +157,7 @@ struct mst_definition { /* what deciding needs, and the whole message as it goes
 struct mst_save_ref { /* a usable save; node_id 0: none */
     uint32_t node_id;
     uint64_t instance, epoch, seq;
+    bool image; /* a mirror's, which counted and was found whole */
 };
 
 struct mst_vm_row {
@@ -172,7 +173,21 @@ struct mst_vm_row {
     uint8_t proof_kind;
     struct mst_save_ref save; /* newest save known to be usable */
     uint32_t pin_node_id;     /* the operator asked for this node; 0: none */
+    uint64_t image_floor;     /* no image of an earlier epoch is resumed from: of another life of the VM, or outlived */
     char text[MST_TEXT_BYTES];
+};
+
+/* Who counts as a mirror: the newest of its place. A row whose epoch is that of the grant says, counting or not, that somebody has counted under it:
+ * images of earlier epochs are too old then. */
+struct mst_mirror_row {
+    char vm[MST_NAME_BYTES];
+    uint32_t n; /* place, below MST_MIRRORS_MAX */
+    uint64_t epoch;
+    uint32_t node_id;
+    uint64_t instance; /* of the mirror's keeper */
+    uint64_t log_id;
+    bool counts;
+    uint64_t since_wall_ms; /* when that became so */
 };
 
 struct mst_fault_row {
@@ -246,12 +261,14 @@ enum mst_row_kind {
     MST_ROW_NODE,
     MST_ROW_DEFINITION,
     MST_ROW_VM,
-    MST_ROW_VM_DELETE, /* the VM and its definition */
+    MST_ROW_VM_DELETE, /* the VM, its definition and its mirrors */
     MST_ROW_FAULT,
     MST_ROW_RECOVERY,
     MST_ROW_STEP,
     MST_ROW_RVM,
     MST_ROW_PROOF,
+    MST_ROW_MIRROR,
+    MST_ROW_KINDS, /* one behind the last */
 };
 
 struct mst_row {
@@ -267,6 +284,7 @@ struct mst_row {
         struct mst_step_row step;         /* key: recovery_id, n */
         struct mst_rvm_row rvm;           /* key: recovery_id, vm */
         struct mst_proof_row proof;       /* key: id */
+        struct mst_mirror_row mirror;     /* key: vm, n */
     };
 };
 

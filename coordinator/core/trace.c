@@ -44,6 +44,14 @@ static void trace_vm(struct mst_core *core, const struct mst_vm_row *row)
         event.recovery = rvm ? rvm->recovery_id : 0;
         event.proof = rvm ? rvm->proof_id : 0;
         core_event(core, &event);
+        if (rvm && row->save.image)
+            core_event(core, &(struct mst_event){.kind = MST_EV_MIRROR_USED,
+                                                 .vm = row->name,
+                                                 .epoch = row->save.epoch,
+                                                 .seq = row->save.seq,
+                                                 .node = node_name(core, row->save.node_id),
+                                                 .instance = row->save.instance,
+                                                 .recovery = rvm->recovery_id});
     }
     if (row->fenced && row->node_id != 0 && (!was->fenced || row->epoch != was->epoch)) {
         event.kind = MST_EV_GRANT_FENCED;
@@ -105,6 +113,22 @@ static void trace_step(struct mst_core *core, const struct mst_step_row *row)
                                          .text = row->text});
 }
 
+static void trace_mirror(struct mst_core *core, const struct mst_mirror_row *row)
+{
+    int index = vm_find(core, row->vm);
+    const struct mirror *m = index >= 0 ? &core->vms[index].mirrors[row->n] : NULL;
+
+    if (!m || (row->counts == m->d.counts && row->log_id == m->d.log_id))
+        return;
+    core_event(core, &(struct mst_event){.kind = row->counts ? MST_EV_MIRROR_JOINED : MST_EV_MIRROR_LEFT,
+                                         .vm = row->vm,
+                                         .epoch = row->epoch,
+                                         .seq = m->acked_seq,
+                                         .node = node_name(core, row->node_id),
+                                         .instance = row->instance,
+                                         .text = row->counts ? "" : m->text});
+}
+
 void trace_row(struct mst_core *core, const struct mst_row *row)
 {
     switch (row->kind) {
@@ -120,6 +144,9 @@ void trace_row(struct mst_core *core, const struct mst_row *row)
         break;
     case MST_ROW_STEP:
         trace_step(core, &row->step);
+        break;
+    case MST_ROW_MIRROR:
+        trace_mirror(core, &row->mirror);
         break;
     case MST_ROW_PROOF:
         core_event(core, &(struct mst_event){.kind = MST_EV_PROOF_RECORDED,

@@ -22,6 +22,17 @@ bool txn_moves(const struct mst_core *core, const struct rec *rec)
     return false;
 }
 
+bool txn_has_mirror(const struct mst_core *core, const char *vm, uint32_t n)
+{
+    for (uint32_t i = 0; core->committing && i < core->txn.count; i++) {
+        const struct mst_row *row = &core->txn.rows[i];
+
+        if (row->kind == MST_ROW_MIRROR && row->mirror.n == n && strcmp(row->mirror.vm, vm) == 0)
+            return true;
+    }
+    return false;
+}
+
 void txn_begin(struct mst_core *core)
 {
     core->txn.count = 0;
@@ -101,6 +112,15 @@ struct mst_vm_row *txn_vm(struct mst_core *core, int index)
     row = txn_add(core, MST_ROW_VM);
     row->vm = core->vms[index].d;
     return &row->vm;
+}
+
+struct mst_mirror_row *txn_mirror(struct mst_core *core, int index, unsigned n)
+{
+    struct mst_row *row = txn_add(core, MST_ROW_MIRROR);
+
+    memcpy(row->mirror.vm, core->vms[index].d.name, sizeof(row->mirror.vm));
+    row->mirror.n = n;
+    return &row->mirror;
 }
 
 const struct mst_vm_row *staged_vm(const struct mst_core *core, int index)
@@ -459,6 +479,9 @@ int row_apply(struct mst_core *core, const struct mst_row *row, bool live, struc
         break;
     case MST_ROW_RVM:
         apply_rvm(core, &row->rvm, live);
+        break;
+    case MST_ROW_MIRROR:
+        mirror_applied(core, &row->mirror);
         break;
     case MST_ROW_PROOF:
         if (live)

@@ -87,21 +87,49 @@ uint64_t vm_need_bytes(const struct vm *vm)
     return mst_plan_need_bytes(vm->def.memory_mib, (enum mst_protect)vm->def.protect);
 }
 
+/* What it has there; known from a Hello only, what it will have. The log of an image, and its twin at the source, are not in the slot. */
 static uint64_t held_bytes(const struct mst_core *core, const struct held *held)
 {
-    int vm;
+    int index = vm_find(core, held->s.vm);
+    const struct vm *vm = index >= 0 ? &core->vms[index] : NULL;
+    bool open = held->s.image_state == MST_SLOT_IMAGE_SEEDING || held->s.image_state == MST_SLOT_IMAGE_MIRRORING;
 
-    if (held->s.bytes > 0)
-        return held->s.bytes;
-    vm = vm_find(core, held->s.vm); /* known from a Hello only */
-    return vm < 0 ? 0 : vm_need_bytes(&core->vms[vm]);
+    if (vm && held->s.run_state == MST_RUN_IMAGE && (open || held->s.bytes == 0))
+        return MAX_OF(held->s.bytes, mst_plan_image_bytes(vm->def.memory_mib));
+    if (vm && (held->s.bytes == 0 || (vm->def.protect == MST_PROTECT_MIRROR && vm->d.epoch == held->s.epoch)) &&
+        held->s.run_state != MST_RUN_IMAGE)
+        return MAX_OF(held->s.bytes, vm_need_bytes(vm));
+    return held->s.bytes;
+}
+
+/* Mirrors that its node was, or is about to be, asked to make, and does not show yet. */
+static unsigned images_coming(const struct mst_core *core, unsigned index, uint64_t *ret_bytes)
+{
+    struct node *node = (struct node *)&core->nodes[index];
+    unsigned count = 0;
+
+    *ret_bytes = 0;
+    for (unsigned i = 0; i < core->vms_end; i++) {
+        const struct vm *vm = &core->vms[i];
+
+        for (unsigned n = 0; vm->used && n < MST_MIRRORS_MAX; n++) {
+            const struct mirror *m = &vm->mirrors[n];
+
+            if (m->state == MIRROR_IDLE || m->node_id != node->conf.id || held_find(node, vm->d.name, m->epoch))
+                continue;
+            *ret_bytes += mst_plan_image_bytes(vm->def.memory_mib);
+            count++;
+        }
+    }
+    return count;
 }
 
 uint64_t node_used_bytes(const struct mst_core *core, unsigned index)
 {
     struct node *node = (struct node *)&core->nodes[index];
-    uint64_t used = 0;
+    uint64_t used;
 
+    (void)images_coming(core, index, &used);
     for (unsigned i = 0; i < node->held_count; i++)
         used += held_bytes(core, &node->held[i]);
     for (unsigned i = 0; i < core->vms_end; i++) {
@@ -117,8 +145,10 @@ static void node_use(const struct mst_core *core, unsigned index, uint32_t *ret_
 {
     struct node *node = (struct node *)&core->nodes[index];
 
+    uint64_t bytes;
+
     *ret_vcpus = 0;
-    *ret_slots = node->held_count;
+    *ret_slots = node->held_count + images_coming(core, index, &bytes);
     for (unsigned i = 0; i < core->vms_end; i++) {
         const struct vm *vm = &core->vms[i];
 
@@ -270,6 +300,8 @@ static void plan_vm_fill(const struct mst_core *core, const struct rec *rec, con
         ret->avoid |= UINT64_C(1) << from;
     else
         ret->prefer_id = rvm->from_node_id;
+    if (rvm->how == MST_HOW_RESUME && staged_vm(core, vm_find(core, rvm->vm))->save.image) /* nothing goes over the wire there */
+        ret->prefer_id = staged_vm(core, vm_find(core, rvm->vm))->save.node_id;
     if (elsewhere && !elsewhere_only)
         ret->fallback_id = rvm->from_node_id;
     for (unsigned i = 0; i < core->nodes_count; i++) { /* a link that flaps is up whenever one looks */
@@ -286,14 +318,20 @@ static void plan_vm_fill(const struct mst_core *core, const struct rec *rec, con
     }
 }
 
+void plan_nodes_fill(const struct mst_core *core, struct mst_plan_node nodes[static MST_NODES_MAX])
+{
+    for (unsigned i = 0; i < core->nodes_count; i++)
+        plan_node_fill(core, i, &nodes[i]);
+}
+
 unsigned place(struct mst_core *core, struct rec *rec, const unsigned *which, unsigned count, bool elsewhere_only,
                struct mst_placement *ret)
 {
     struct mst_plan_node nodes[MST_NODES_MAX];
     struct mst_plan_vm vms[MST_VMS_PER_NODE];
 
+    plan_nodes_fill(core, nodes);
     for (unsigned i = 0; i < core->nodes_count; i++) {
-        plan_node_fill(core, i, &nodes[i]);
         if (elsewhere_only && nodes[i].id == rec->d.node_id) {
             nodes[i].usable = false;
             nodes[i].last_resort = false;

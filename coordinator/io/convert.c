@@ -17,6 +17,9 @@ static_assert((int)MST_ON_FAULT_RESUME == (int)MAINSTAY__ON_FAULT__ON_FAULT_RESU
 static_assert((int)MST_PROTECT_LOCAL == (int)MAINSTAY__PROTECT__PROTECT_LOCAL &&
                   (int)MST_PROTECT_MIRROR == (int)MAINSTAY__PROTECT__PROTECT_MIRROR,
               "levels of protection");
+static_assert((int)MST_MIRROR_SEEDING == (int)MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING &&
+                  (int)MST_MIRROR_FAILED == (int)MAINSTAY__MIRROR_PHASE__MIRROR_FAILED,
+              "phases of mirrors");
 static_assert((int)MST_FAULT_VM_PANICKED == (int)MAINSTAY__FAULT_KIND__FAULT_VM_PANICKED &&
                   (int)MST_FAULT_PROCESSOR == (int)MAINSTAY__FAULT_KIND__FAULT_PROCESSOR &&
                   (int)MST_FAULT_AREA_CORRUPT == (int)MAINSTAY__FAULT_KIND__FAULT_AREA_CORRUPT,
@@ -96,6 +99,16 @@ void mst_convert_hello(const Mainstay__Hello *hello, struct mst_hello *ret)
         to->epoch = hello->held[i]->epoch;
         to->run_state = hello->held[i]->run_state;
         to->save_seq = hello->held[i]->has_save_seq ? hello->held[i]->save_seq : 0;
+        to->image_state = hello->held[i]->has_image_state ? hello->held[i]->image_state : 0;
+        to->log_id = hello->held[i]->has_log_id ? hello->held[i]->log_id : 0;
+        for (size_t k = 0; k < hello->held[i]->n_mirrors && k < MST_MIRRORS_MAX; k++) {
+            const Mainstay__HeldMirror *mirror = hello->held[i]->mirrors[k];
+
+            to->mirrors[to->mirrors_count++] = (struct mst_held_mirror){.node_id = mirror->node_id,
+                                                                        .phase = (uint32_t)mirror->phase,
+                                                                        .log_id = mirror->log_id,
+                                                                        .acked_seq = mirror->acked_seq};
+        }
     }
 }
 
@@ -130,6 +143,20 @@ void mst_convert_answer(const Mainstay__Done *done, struct mst_answer *ret)
         ret->save_seq = done->save->seq;
         ret->save_pause_us = done->save->pause_us;
     }
+    if (done->grant) {
+        ret->has_grant = true;
+        ret->grant = (struct mst_mirror_grant){.log_id = done->grant->log_id,
+                                               .mirror_instance = done->grant->mirror_instance,
+                                               .ring_bytes = done->grant->ring_bytes,
+                                               .delta_capacity = done->grant->delta_capacity};
+    }
+    if (done->image) {
+        ret->has_image = true;
+        ret->image_instance = done->image->instance;
+        ret->image_epoch = done->image->epoch;
+        ret->image_seq = done->image->seq;
+        ret->image_verify_us = done->image->has_verify_us ? done->image->verify_us : 0;
+    }
     if (!done->fence)
         return;
     ret->has_fence = true;
@@ -153,6 +180,20 @@ void mst_convert_event(const Mainstay__VmEvent *event, struct mst_vm_event *ret)
     copy(ret->text, sizeof(ret->text), event->text);
 }
 
+void mst_convert_mirror(const Mainstay__MirrorState *state, struct mst_mirror_news *ret)
+{
+    memset(ret, 0, sizeof(*ret));
+    copy(ret->vm, sizeof(ret->vm), state->vm);
+    copy(ret->node, sizeof(ret->node), state->node);
+    ret->epoch = state->epoch;
+    ret->log_id = state->log_id;
+    ret->phase = (uint32_t)state->phase;
+    ret->acked_seq = state->acked_seq;
+    ret->sent_seq = state->sent_seq;
+    ret->acked_age_ms = state->has_acked_age_ms ? state->acked_age_ms : 0;
+    copy(ret->text, sizeof(ret->text), state->text);
+}
+
 /* --- orders --- */
 
 /* protobuf-c wants pointers to things that outlive the packing: one struct holds them all. */
@@ -168,6 +209,13 @@ struct order_parts {
     Mainstay__OrderRestartAgent agent;
     Mainstay__OrderRecordFault record;
     Mainstay__FaultReport report;
+    Mainstay__OrderMirror mirror;
+    Mainstay__OrderMirrorTo to;
+    Mainstay__OrderMirrorSure sure;
+    Mainstay__OrderMirrorDrop drop;
+    Mainstay__OrderMirrorRevoke revoke;
+    Mainstay__Peer peer;
+    Mainstay__MirrorGrant grant;
 };
 
 static int fill_start(struct order_parts *p, const struct mst_order *order)
@@ -185,6 +233,8 @@ static int fill_start(struct order_parts *p, const struct mst_order *order)
         p->source.epoch = order->source.epoch;
         p->source.has_min_seq = 1;
         p->source.min_seq = order->source.seq;
+        p->source.has_image = order->source.image;
+        p->source.image = order->source.image;
         p->start.source = &p->source;
     }
     p->env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_START;
@@ -230,6 +280,85 @@ static void fill_record(struct order_parts *p, const struct mst_order *order, co
     p->env.order_record_fault = &p->record;
 }
 
+static void fill_peer(struct order_parts *p, const struct mst_order *order)
+{
+    mainstay__peer__init(&p->peer);
+    p->peer.node = (char *)order->peer->name;
+    p->peer.node_id = order->peer->id;
+    p->peer.address = (char *)order->peer->address;
+    p->peer.port = order->peer->port;
+    p->peer.instance = order->peer_instance;
+}
+
+static int fill_mirror(struct order_parts *p, const struct mst_order *order)
+{
+    mainstay__order_mirror__init(&p->mirror);
+    p->mirror.definition = mainstay__vm_definition__unpack(NULL, order->definition->packed_bytes, order->definition->packed);
+    if (!p->mirror.definition)
+        return -EBADMSG;
+    fill_peer(p, order);
+    p->mirror.epoch = order->epoch;
+    p->mirror.source = &p->peer;
+    p->mirror.source_boot_id.data = (uint8_t *)order->peer_boot_id;
+    p->mirror.source_boot_id.len = sizeof(order->peer_boot_id);
+    p->mirror.has_ring_bytes = order->grant.ring_bytes != 0;
+    p->mirror.ring_bytes = order->grant.ring_bytes;
+    p->env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR;
+    p->env.order_mirror = &p->mirror;
+    return 0;
+}
+
+static void fill_mirror_to(struct order_parts *p, const struct mst_order *order)
+{
+    fill_peer(p, order);
+    mainstay__mirror_grant__init(&p->grant);
+    p->grant.log_id = order->grant.log_id;
+    p->grant.mirror_instance = order->grant.mirror_instance;
+    p->grant.ring_bytes = order->grant.ring_bytes;
+    p->grant.delta_capacity = order->grant.delta_capacity;
+    mainstay__order_mirror_to__init(&p->to);
+    p->to.vm = (char *)order->vm;
+    p->to.epoch = order->epoch;
+    p->to.mirror = &p->peer;
+    p->to.grant = &p->grant;
+    p->env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_TO;
+    p->env.order_mirror_to = &p->to;
+}
+
+static int fill_of_mirror(struct order_parts *p, const struct mst_order *order)
+{
+    switch (order->type) {
+    case MST_ORDER_MIRROR:
+        return fill_mirror(p, order);
+    case MST_ORDER_MIRROR_TO:
+        fill_mirror_to(p, order);
+        return 0;
+    case MST_ORDER_MIRROR_SURE:
+        mainstay__order_mirror_sure__init(&p->sure);
+        p->sure.vm = (char *)order->vm;
+        p->sure.epoch = order->epoch;
+        p->sure.log_id = order->log_id;
+        p->env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_SURE;
+        p->env.order_mirror_sure = &p->sure;
+        return 0;
+    case MST_ORDER_MIRROR_DROP:
+        mainstay__order_mirror_drop__init(&p->drop);
+        p->drop.vm = (char *)order->vm;
+        p->drop.epoch = order->epoch;
+        p->drop.log_id = order->log_id;
+        p->env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_DROP;
+        p->env.order_mirror_drop = &p->drop;
+        return 0;
+    default:
+        mainstay__order_mirror_revoke__init(&p->revoke);
+        p->revoke.vm = (char *)order->vm;
+        p->revoke.epoch = order->epoch;
+        p->env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_REVOKE;
+        p->env.order_mirror_revoke = &p->revoke;
+        return 0;
+    }
+}
+
 static int fill(struct order_parts *p, const struct mst_order *order, const char *node_name)
 {
     switch (order->type) {
@@ -268,6 +397,12 @@ static int fill(struct order_parts *p, const struct mst_order *order, const char
     case MST_ORDER_RECORD_FAULT:
         fill_record(p, order, node_name);
         return 0;
+    case MST_ORDER_MIRROR:
+    case MST_ORDER_MIRROR_TO:
+    case MST_ORDER_MIRROR_SURE:
+    case MST_ORDER_MIRROR_DROP:
+    case MST_ORDER_MIRROR_REVOKE:
+        return fill_of_mirror(p, order);
     }
     return -EINVAL;
 }
@@ -289,6 +424,8 @@ int mst_convert_order(const struct mst_order *order, const char *node_name, uint
         r = mst_frame_pack(&p.env, out, size);
     if (p.start.definition)
         mainstay__vm_definition__free_unpacked(p.start.definition, NULL);
+    if (p.mirror.definition)
+        mainstay__vm_definition__free_unpacked(p.mirror.definition, NULL);
     return r;
 }
 

@@ -14,6 +14,7 @@ int mst_convert_definition(const Mainstay__VmDefinition *def, const struct mst_c
 void mst_convert_hello(const Mainstay__Hello *hello, struct mst_hello *ret);
 void mst_convert_report(const Mainstay__FaultReport *report, struct mst_report *ret);
 void mst_convert_answer(const Mainstay__Done *done, struct mst_answer *ret);
+void mst_convert_mirror(const Mainstay__MirrorState *state, struct mst_mirror_news *ret);
 void mst_convert_event(const Mainstay__VmEvent *event, struct mst_vm_event *ret);
 
 /* Packs an order into a frame of at most MST_MESSAGE_BYTES_MAX bytes. Returns its length, -EMSGSIZE, -EINVAL, -ENOMEM, -EBADMSG (the stored definition

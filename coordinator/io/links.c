@@ -224,6 +224,7 @@ static void dispatch(struct control *control, const mst_envelope *env)
     struct app *app = control->app;
     struct mst_time now = app_now();
     struct mst_vm_event event;
+    struct mst_mirror_news news;
 
     if (control->node < 0) {
         if (control->refused || control->id == 0)
@@ -241,6 +242,10 @@ static void dispatch(struct control *control, const mst_envelope *env)
     case MAINSTAY__ENVELOPE__BODY_VM_EVENT:
         mst_convert_event(env->vm_event, &event);
         mst_core_vm_event(app->core, &now, control->id, &event);
+        break;
+    case MAINSTAY__ENVELOPE__BODY_MIRROR_STATE:
+        mst_convert_mirror(env->mirror_state, &news);
+        mst_core_mirror(app->core, &now, control->id, &news);
         break;
     case MAINSTAY__ENVELOPE__BODY_DONE:
         on_done(control, env);

@@ -7,7 +7,8 @@
 #include <errno.h>
 #include <string.h>
 
-#define MIB (UINT64_C(1) << 20)
+#define MIB             (UINT64_C(1) << 20)
+#define IMAGE_STATE_MAX 6 /* cleared */
 
 /* 0 whole and unchanged; -ENODATA never written; -EAGAIN torn or changed. */
 static int pick(const uint8_t first[2][MST_PUB_SLOT_BYTES], const uint8_t again[2][MST_PUB_SLOT_BYTES],
@@ -24,7 +25,8 @@ static int pick(const uint8_t first[2][MST_PUB_SLOT_BYTES], const uint8_t again[
 
 static bool vm_slot_sane(const struct mst_vm_slot *slot)
 {
-    if (memchr(slot->vm, 0, sizeof(slot->vm)) == NULL || mst_name_check(slot->vm) < 0 || slot->run_state > MST_RUN_FENCED)
+    if (memchr(slot->vm, 0, sizeof(slot->vm)) == NULL || mst_name_check(slot->vm) < 0 || slot->run_state > MST_RUN_IMAGE ||
+        slot->image_state > IMAGE_STATE_MAX)
         return false;
     return slot->ram_bytes <= MST_VM_MEMORY_MIB_MAX * MIB && slot->save_bytes <= MST_VM_MEMORY_MIB_MAX * MIB &&
            slot->shadow_bytes <= MST_VM_MEMORY_MIB_MAX * MIB && slot->delta_bytes <= UINT64_C(2) * MST_VM_MEMORY_MIB_MAX * MIB;
@@ -102,6 +104,8 @@ static void parse_entry(const struct mst_vm_entry *first, const struct mst_vm_en
     ret->run_state = slot.run_state;
     ret->fault_kind = slot.fault_kind;
     ret->bytes = slot.ram_bytes + slot.save_bytes + slot.shadow_bytes + slot.delta_bytes;
+    ret->image_state = slot.run_state == MST_RUN_IMAGE ? slot.image_state : 0;
+    ret->log_id = slot.run_state == MST_RUN_IMAGE ? slot.log_id : 0;
     parse_save(first, again, final, &slot, ret, read);
     read->count++;
 }

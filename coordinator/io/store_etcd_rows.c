@@ -164,7 +164,7 @@ static int place(json_t *then, json_t *seen, const char *key, json_t *operation)
 
 static int place_row(const struct etcd_store *store, const struct mst_row *row, json_t *then, json_t *seen)
 {
-    char name[MST_ROW_KEY_BYTES], key[ETCD_KEY_BYTES];
+    char name[MST_ROW_KEY_BYTES], key[ETCD_KEY_BYTES], end[ETCD_KEY_BYTES];
     json_t *value;
     char *text;
     int r;
@@ -175,7 +175,12 @@ static int place_row(const struct etcd_store *store, const struct mst_row *row, 
         r = place(then, seen, key, mst_etcd_delete(key, NULL));
         snprintf(name, sizeof(name), "definitions/%s", row->vm_delete);
         (void)etcd_key(store, name, key);
-        return r < 0 ? r : place(then, seen, key, mst_etcd_delete(key, NULL));
+        r = r < 0 ? r : place(then, seen, key, mst_etcd_delete(key, NULL));
+        snprintf(name, sizeof(name), "mirrors/%s0", row->vm_delete); /* '0' follows '/' */
+        (void)etcd_key(store, name, end);
+        snprintf(name, sizeof(name), "mirrors/%s/", row->vm_delete);
+        (void)etcd_key(store, name, key);
+        return r < 0 ? r : place(then, seen, key, mst_etcd_delete(key, end));
     }
     if (mst_row_key(row, name, sizeof(name)) < 0)
         return -1;

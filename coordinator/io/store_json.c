@@ -76,6 +76,9 @@ int mst_row_key(const struct mst_row *row, char *buf, size_t size)
     case MST_ROW_STEP:
         n = snprintf(buf, size, "%s/%016" PRIx64 "/%04" PRIx32, table->name, row->step.recovery_id, row->step.n);
         break;
+    case MST_ROW_MIRROR:
+        n = snprintf(buf, size, "%s/%s/%04" PRIx32, table->name, row->mirror.vm, row->mirror.n);
+        break;
     case MST_ROW_RVM:
         n = snprintf(buf, size, "%s/%016" PRIx64 "/%s", table->name, row->rvm.recovery_id, row->rvm.vm);
         break;

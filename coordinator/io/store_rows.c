@@ -60,6 +60,8 @@ static const struct mst_field vm_fields[] = {
     {"save_seq", MST_FIELD_U64, offsetof(struct mst_vm_row, save.seq), 8, false},
     F(mst_vm_row, MST_FIELD_U32, pin_node_id),
     F(mst_vm_row, MST_FIELD_TEXT, text),
+    {"save_image", MST_FIELD_BOOL, offsetof(struct mst_vm_row, save.image), 1, true},
+    F_LATER(mst_vm_row, MST_FIELD_U64, image_floor),
 };
 static const struct mst_field fault_fields[] = {
     F(mst_fault_row, MST_FIELD_U64, id),        F(mst_fault_row, MST_FIELD_U32, kind),
@@ -114,6 +116,12 @@ static const struct mst_field proof_fields[] = {
     F(mst_proof_row, MST_FIELD_U64, wall_ms),
     F(mst_proof_row, MST_FIELD_TEXT, text),
 };
+static const struct mst_field mirror_fields[] = {
+    F(mst_mirror_row, MST_FIELD_TEXT, vm),      F(mst_mirror_row, MST_FIELD_U32, n),
+    F(mst_mirror_row, MST_FIELD_U64, epoch),    F(mst_mirror_row, MST_FIELD_U32, node_id),
+    F(mst_mirror_row, MST_FIELD_U64, instance), F(mst_mirror_row, MST_FIELD_U64, log_id),
+    F(mst_mirror_row, MST_FIELD_BOOL, counts),  F(mst_mirror_row, MST_FIELD_U64, since_wall_ms),
+};
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 #define TABLE(kind, name, key, fields)                                                                                           \
@@ -131,6 +139,7 @@ const struct mst_table mst_tables[MST_TABLES] = {
     TABLE(MST_ROW_STEP, "recovery_steps", "recovery_id, n", step_fields),
     TABLE(MST_ROW_RVM, "recovery_vms", "recovery_id, vm", rvm_fields),
     TABLE(MST_ROW_PROOF, "proofs", "id", proof_fields),
+    TABLE(MST_ROW_MIRROR, "mirrors", "vm, n", mirror_fields),
 };
 static_assert(COUNT(vm_fields) <= MST_FIELDS_MAX && COUNT(rvm_fields) <= MST_FIELDS_MAX &&
                   COUNT(definition_fields) <= MST_FIELDS_MAX,
@@ -225,6 +234,8 @@ int mst_row_check(const struct mst_row *row)
         return row->recovery.state < MST_REC_STATES && row->recovery.scope <= MST_SCOPE_STOP ? 0 : -EBADMSG;
     case MST_ROW_STEP:
         return row->step.n < MST_RECOVERY_STEPS && row->step.state < MST_REC_STATES ? 0 : -EBADMSG;
+    case MST_ROW_MIRROR:
+        return row->mirror.n < MST_MIRRORS_MAX ? 0 : -EBADMSG;
     case MST_ROW_RVM:
         return row->rvm.outcome <= MST_OUT_RUNS_ON ? 0 : -EBADMSG;
     default:

@@ -18,7 +18,7 @@ struct mst_field {
 };
 
 #define MST_FIELDS_MAX 24
-#define MST_TABLES     9
+#define MST_TABLES     10
 
 struct mst_table {
     enum mst_row_kind kind;

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SCHEMA_VERSION 3          /* 1: without restarts_max, restarts_window_s; 2: without decision, terms */
+#define SCHEMA_VERSION 4          /* 1: without restarts_max, restarts_window_s; 2: without decision, terms; 3: without mirrors */
 #define APPLICATION_ID 0x4d4e5354 /* "MNST" */
 #define FAULTS_SHOWN   512
 #define HISTORY_KEPT   10000 /* recoveries and faults kept in the file */
@@ -34,6 +34,7 @@ static const struct shown {
     {"WHERE recovery_id IN shown ORDER BY recovery_id, n", 0},
     {"WHERE recovery_id IN shown ORDER BY recovery_id, rowid", 0},
     {"WHERE id > (SELECT max(id) FROM proofs) - ?1 ORDER BY id", 128},
+    {"ORDER BY vm, n", 0},
 };
 
 struct sqlite {
@@ -41,7 +42,7 @@ struct sqlite {
     uv_loop_t *loop;
     sqlite3 *db;
     sqlite3_stmt *put[MST_TABLES];
-    sqlite3_stmt *begin, *commit, *rollback, *delete_vm, *delete_definition;
+    sqlite3_stmt *begin, *commit, *rollback, *delete_vm, *delete_definition, *delete_mirrors;
     sqlite3_stmt *prune[5];
     uv_work_t work;
     const struct mst_txn *txn;
@@ -140,11 +141,10 @@ static int make_schema(struct sqlite *store, struct mst_why *why)
     return r;
 }
 
-/* A store of an older version, whose VMs have what was fixed then, and whose decisions were not counted. */
+/* A store of an older version, whose VMs have what was fixed then and no mirrors, and whose decisions were not counted. */
 static int upgrade_schema(struct sqlite *store, int64_t version, struct mst_why *why)
 {
     char sql[2 * sizeof(((struct mst_meta_row *)0)->terms) + 256];
-    size_t used;
     int r = run(store, "BEGIN IMMEDIATE", why);
 
     if (r == 0 && version < 2)
@@ -152,11 +152,18 @@ static int upgrade_schema(struct sqlite *store, int64_t version, struct mst_why 
                 "ALTER TABLE definitions ADD COLUMN restarts_max INTEGER NOT NULL DEFAULT 5; "
                 "ALTER TABLE definitions ADD COLUMN restarts_window_s INTEGER NOT NULL DEFAULT 300",
                 why);
-    used = (size_t)snprintf(sql, sizeof(sql),
-                            "ALTER TABLE meta ADD COLUMN decision INTEGER NOT NULL DEFAULT 0; "
-                            "ALTER TABLE meta ADD COLUMN terms BLOB NOT NULL DEFAULT x'%0*d'",
-                            (int)(2 * sizeof(((struct mst_meta_row *)0)->terms)), 0);
-    (void)snprintf(sql + used, sizeof(sql) - used, "; PRAGMA user_version = %d; COMMIT", SCHEMA_VERSION);
+    (void)snprintf(sql, sizeof(sql),
+                   "ALTER TABLE meta ADD COLUMN decision INTEGER NOT NULL DEFAULT 0; "
+                   "ALTER TABLE meta ADD COLUMN terms BLOB NOT NULL DEFAULT x'%0*d'",
+                   (int)(2 * sizeof(((struct mst_meta_row *)0)->terms)), 0);
+    if (r == 0 && version < 3)
+        r = run(store, sql, why);
+    if (r == 0)
+        r = make_table(store, mst_table_of(MST_ROW_MIRROR), why);
+    (void)snprintf(sql, sizeof(sql),
+                   "ALTER TABLE vms ADD COLUMN save_image INTEGER NOT NULL DEFAULT 0; "
+                   "ALTER TABLE vms ADD COLUMN image_floor INTEGER NOT NULL DEFAULT 0; PRAGMA user_version = %d; COMMIT",
+                   SCHEMA_VERSION);
     if (r == 0)
         r = run(store, sql, why);
     if (r < 0)
@@ -249,6 +256,8 @@ static int prepare_all(struct sqlite *store, struct mst_why *why)
         r = prepare(store, "DELETE FROM vms WHERE name = ?1", &store->delete_vm, why);
     if (r == 0)
         r = prepare(store, "DELETE FROM definitions WHERE name = ?1", &store->delete_definition, why);
+    if (r == 0)
+        r = prepare(store, "DELETE FROM mirrors WHERE vm = ?1", &store->delete_mirrors, why);
     for (unsigned i = 0; r == 0 && i < COUNT(prunes); i++)
         r = prepare(store, prunes[i], &store->prune[i], why);
     for (unsigned i = 0; r == 0 && i < MST_TABLES; i++)
@@ -285,6 +294,7 @@ static void sqlite_close(struct mst_store *head)
     sqlite3_finalize(store->rollback);
     sqlite3_finalize(store->delete_vm);
     sqlite3_finalize(store->delete_definition);
+    sqlite3_finalize(store->delete_mirrors);
     sqlite3_close(store->db);
     free(store);
 }
@@ -320,8 +330,10 @@ static int put(struct sqlite *store, const struct mst_row *row, struct mst_why *
     if (row->kind == MST_ROW_VM_DELETE) {
         (void)sqlite3_bind_text(store->delete_vm, 1, row->vm_delete, -1, SQLITE_STATIC);
         (void)sqlite3_bind_text(store->delete_definition, 1, row->vm_delete, -1, SQLITE_STATIC);
+        (void)sqlite3_bind_text(store->delete_mirrors, 1, row->vm_delete, -1, SQLITE_STATIC);
         r = step(store, store->delete_vm, why);
-        return r < 0 ? r : step(store, store->delete_definition, why);
+        r = r < 0 ? r : step(store, store->delete_definition, why);
+        return r < 0 ? r : step(store, store->delete_mirrors, why);
     }
     for (unsigned i = 0; i < MST_TABLES; i++) {
         if (mst_tables[i].kind != row->kind)

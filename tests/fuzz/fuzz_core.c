@@ -52,7 +52,7 @@ static struct mst_definition *definition(unsigned which, unsigned how)
     name_vm(def.name, which);
     def.memory_mib = 64 + (how & 3) * 300;
     def.vcpus = 1;
-    def.protect = how & 4 ? MST_PROTECT_LOCAL : MST_PROTECT_NONE;
+    def.protect = how & 4 ? (which & 1 ? MST_PROTECT_MIRROR : MST_PROTECT_LOCAL) : MST_PROTECT_NONE;
     def.on_node_fault = (uint8_t)((how >> 3) % 5);
     def.on_vm_fault = (uint8_t)((how >> 5) % 5);
     if (how & 0x80)
@@ -78,6 +78,12 @@ static void hello(struct fuzz_in *in)
         to.held[i].epoch = fuzz_u8(in);
         to.held[i].run_state = fuzz_u8(in) % 32;
         to.held[i].save_seq = fuzz_u8(in);
+        to.held[i].image_state = to.held[i].run_state >> 2;
+        to.held[i].log_id = to.held[i].save_seq & 3;
+        to.held[i].mirrors_count = to.held[i].save_seq % (MST_MIRRORS_MAX + 1);
+        for (unsigned k = 0; k < to.held[i].mirrors_count; k++)
+            to.held[i].mirrors[k] =
+                (struct mst_held_mirror){.node_id = 1 + k, .phase = (uint32_t)(to.held[i].save_seq + k) % 6, .log_id = k};
     }
     (void)rig_hello(&rig, &to);
 }
@@ -105,13 +111,15 @@ static void slots(struct fuzz_in *in)
     for (unsigned i = 0; i < count; i++) {
         name_vm(list[i].vm, fuzz_u8(in));
         list[i].epoch = fuzz_u8(in);
-        list[i].run_state = 1 + fuzz_u8(in) % MST_RUN_FENCED;
+        list[i].run_state = 1 + fuzz_u8(in) % MST_RUN_IMAGE;
         list[i].fault_kind = fuzz_u8(in);
         list[i].save_seq = fuzz_u8(in);
         list[i].save_corrupt = list[i].save_seq == 0xff;
         list[i].save_epoch = list[i].save_seq ? list[i].epoch : 0;
         list[i].save_source = 1 + (list[i].save_seq & 1);
         list[i].bytes = 64u << 20;
+        list[i].image_state = list[i].run_state == MST_RUN_IMAGE ? list[i].save_seq % 7 : 0;
+        list[i].log_id = list[i].fault_kind & 3;
     }
     rig_slots(&rig, node, err, list, count);
 }
@@ -128,6 +136,10 @@ static void answer(struct fuzz_in *in)
     to.start.method = how >> 1 & 7;
     to.save_seq = how >> 4;
     to.start.save_epoch = to.start.save_seq = how >> 4;
+    to.has_grant = to.has_image = how & 16;
+    to.grant.log_id = how >> 5;
+    to.grant.mirror_instance = to.image_instance = rig.orders[which % rig.orders_count].instance;
+    to.image_epoch = to.image_seq = how >> 5;
     if (how & 8) { /* a FenceResult of its own making */
         to.has_fence = true;
         to.fence_instance = fuzz_u8(in);
@@ -177,12 +189,20 @@ static void request(struct fuzz_in *in)
 static void vm_event(struct fuzz_in *in)
 {
     struct mst_vm_event to = {.text = ""};
+    struct mst_mirror_news news = {.text = ""};
     unsigned node = node_of(in);
 
     name_vm(to.vm, fuzz_u8(in));
     to.epoch = fuzz_u8(in);
     to.run_state = fuzz_u8(in) % 32;
     mst_core_vm_event(rig.core, &rig.now, rig.links[node], &to);
+    news.phase = to.run_state % 6;
+    news.log_id = to.run_state >> 2 & 3;
+    news.epoch = to.epoch;
+    news.acked_seq = to.run_state;
+    memcpy(news.vm, to.vm, sizeof(news.vm));
+    snprintf(news.node, sizeof(news.node), "n%u", 1 + (to.run_state >> 1) % RIG_NODES);
+    mst_core_mirror(rig.core, &rig.now, rig.links[node], &news);
 }
 
 /* As coordinator/io/links.c and operator.c hand them on. */
@@ -193,6 +213,7 @@ static void dispatch(const mst_envelope *env, unsigned node)
         struct mst_report report;
         struct mst_answer answer;
         struct mst_vm_event event;
+        struct mst_mirror_news news;
         struct mst_definition definition;
     } to;
     struct mst_request request = {.type = MST_REQ_DEFINE, .definition = &to.definition};
@@ -211,6 +232,10 @@ static void dispatch(const mst_envelope *env, unsigned node)
     case MAINSTAY__ENVELOPE__BODY_VM_EVENT:
         mst_convert_event(env->vm_event, &to.event);
         mst_core_vm_event(rig.core, &rig.now, rig.links[node], &to.event);
+        break;
+    case MAINSTAY__ENVELOPE__BODY_MIRROR_STATE:
+        mst_convert_mirror(env->mirror_state, &to.news);
+        mst_core_mirror(rig.core, &rig.now, rig.links[node], &to.news);
         break;
     case MAINSTAY__ENVELOPE__BODY_DONE:
         mst_convert_answer(env->done, &to.answer);

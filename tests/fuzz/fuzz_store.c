@@ -59,6 +59,7 @@ static void vm_rows(unsigned i)
                               .epoch_to = 9,
                               .how = MST_HOW_RESUME,
                               .outcome = (uint8_t)i};
+    struct mst_mirror_row mirror = {.n = i, .epoch = 3, .node_id = 2, .instance = 10, .log_id = 77, .counts = i != 1};
 
     memset(def, 0, sizeof(*def));
     snprintf(def->name, sizeof(def->name), "v%u", i);
@@ -86,6 +87,8 @@ static void vm_rows(unsigned i)
     memcpy(rvm.vm, def->name, sizeof(rvm.vm));
     add(MST_ROW_RVM)->rvm = rvm;
     add(MST_ROW_PROOF)->proof = (struct mst_proof_row){.id = i + 1, .kind = (uint8_t)(1 + i), .node_id = 1, .instance = 9};
+    memcpy(mirror.vm, def->name, sizeof(mirror.vm));
+    add(MST_ROW_MIRROR)->mirror = mirror;
 }
 
 static void columns_read(sqlite3 *db)
@@ -205,7 +208,7 @@ static void change(struct fuzz_in *in)
 static int on_row(void *arg, const struct mst_row *row, struct mst_why *why)
 {
     (void)arg;
-    FUZZ_CHECK(row->kind >= MST_ROW_META && row->kind <= MST_ROW_PROOF);
+    FUZZ_CHECK(row->kind >= MST_ROW_META && row->kind < MST_ROW_KINDS);
     return mst_core_load(rig.core, row, why);
 }
 

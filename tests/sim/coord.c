@@ -564,8 +564,8 @@ static int row_load(void *arg, const struct mst_row *row, struct mst_why *why)
 
 static void rows_load(struct sim_coord *coord)
 {
-    static const enum mst_row_kind order[] = {MST_ROW_META,     MST_ROW_NODE, MST_ROW_DEFINITION, MST_ROW_VM,   MST_ROW_FAULT,
-                                              MST_ROW_RECOVERY, MST_ROW_STEP, MST_ROW_RVM,        MST_ROW_PROOF};
+    static const enum mst_row_kind order[] = {MST_ROW_META,     MST_ROW_NODE, MST_ROW_DEFINITION, MST_ROW_VM,    MST_ROW_FAULT,
+                                              MST_ROW_RECOVERY, MST_ROW_STEP, MST_ROW_RVM,        MST_ROW_PROOF, MST_ROW_MIRROR};
     struct mst_why why = {0};
 
     for (unsigned k = 0; k < sizeof(order) / sizeof(order[0]); k++) {

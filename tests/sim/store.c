@@ -14,7 +14,7 @@ struct sim_store *sim_store_copy(const struct sim_store *store)
     struct sim_store *copy = sim_keep(sizeof(*copy));
 
     *copy = *store;
-    for (unsigned kind = 0; kind <= MST_ROW_PROOF; kind++) {
+    for (unsigned kind = 0; kind < MST_ROW_KINDS; kind++) {
         struct sim_table *table = &copy->tables[kind];
 
         if (table->count == 0)
@@ -46,6 +46,8 @@ static bool same_key(const struct mst_row *a, const struct mst_row *b)
         return a->rvm.recovery_id == b->rvm.recovery_id && strcmp(a->rvm.vm, b->rvm.vm) == 0;
     case MST_ROW_PROOF:
         return a->proof.id == b->proof.id;
+    case MST_ROW_MIRROR:
+        return a->mirror.n == b->mirror.n && strcmp(a->mirror.vm, b->mirror.vm) == 0;
     default:
         return false;
     }
@@ -65,6 +67,7 @@ static void vm_delete(struct sim_store *store, const char *name)
 {
     struct sim_table *vms = &store->tables[MST_ROW_VM];
     struct sim_table *definitions = &store->tables[MST_ROW_DEFINITION];
+    struct sim_table *mirrors = &store->tables[MST_ROW_MIRROR];
 
     for (unsigned i = 0; i < vms->count; i++) {
         if (strcmp(vms->rows[i].vm.name, name) == 0)
@@ -73,6 +76,10 @@ static void vm_delete(struct sim_store *store, const char *name)
     for (unsigned i = 0; i < definitions->count; i++) {
         if (strcmp(definitions->rows[i].definition->name, name) == 0)
             definitions->rows[i--] = definitions->rows[--definitions->count];
+    }
+    for (unsigned i = 0; i < mirrors->count; i++) {
+        if (strcmp(mirrors->rows[i].mirror.vm, name) == 0)
+            mirrors->rows[i--] = mirrors->rows[--mirrors->count];
     }
 }
 

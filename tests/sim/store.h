@@ -11,7 +11,7 @@ struct sim_table {
 };
 
 struct sim_store {
-    struct sim_table tables[MST_ROW_PROOF + 1];
+    struct sim_table tables[MST_ROW_KINDS];
     struct mst_definition *definitions[64]; /* what the rows of that kind point to */
     unsigned definitions_count;
     uint64_t commits;

@@ -250,6 +250,32 @@ START_TEST(a_protected_vm_takes_two_and_a_quarter_of_its_ram_and_its_areas)
 }
 END_TEST
 
+START_TEST(a_mirror_goes_where_most_memory_is_left_and_not_where_the_vm_is)
+{
+    static const uint32_t allowed[] = {1, 2, 3};
+    struct mst_plan_node nodes[] = {node(1, "n1", 900 * MIB, 0), node(2, "n2", 100 * MIB, 40 * MIB),
+                                    node(3, "n3", 100 * MIB, 30 * MIB), node(4, "n4", 500 * MIB, 0)};
+    struct mst_plan_mirror m = {.need_bytes = 60 * MIB, .never = 1, .allowed = allowed, .allowed_count = 3};
+    struct mst_placement p;
+
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 2);
+    ck_assert_str_eq(p.why, "n3: 70 MiB left before");
+    m.avoid = 1 << 2;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 1); /* exactly enough */
+    m.need_bytes++;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 2); /* avoided, but there is no other */
+    m.need_bytes = 71 * MIB;
+    nodes[1].usable = false;
+    nodes[1].why_not = "is drained";
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), -1);
+    ck_assert_str_eq(p.why,
+                     "n1: has it, or an image of it, already; n2: is drained; n3: 70 MiB left, 71 needed; n4: not allowed");
+    nodes[2].used_slots = MST_VMS_PER_NODE;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), -1);
+    ck_assert_ptr_nonnull(strstr(p.why, "n3: all VM slots taken"));
+}
+END_TEST
+
 START_TEST(a_mirrored_vm_takes_three_times_its_ram_and_its_image_twice_both_with_a_ring)
 {
     uint64_t vm = mst_plan_need_bytes(64, MST_PROTECT_MIRROR);
@@ -285,6 +311,7 @@ int main(void)
     tcase_add_test(tcase, an_operators_choice_is_the_only_one);
     tcase_add_loop_test(tcase, no_random_cluster_is_ever_overfilled, 0, 200);
     tcase_add_test(tcase, a_protected_vm_takes_two_and_a_quarter_of_its_ram_and_its_areas);
+    tcase_add_test(tcase, a_mirror_goes_where_most_memory_is_left_and_not_where_the_vm_is);
     tcase_add_test(tcase, a_mirrored_vm_takes_three_times_its_ram_and_its_image_twice_both_with_a_ring);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);

@@ -10,7 +10,7 @@
 #define VMS     6u
 #define ACTIONS 40u
 
-static uint64_t state;
+static uint64_t state, seq;
 
 static uint32_t dice(uint32_t n)
 {
@@ -35,6 +35,8 @@ static void node_back(struct world *w, unsigned node)
     n->no_fence_answer = n->save_fails = false;
     n->start_err = 0;
     n->reads_fail = 0;
+    n->mirror_err = n->revoke_err = 0;
+    n->image_stuck = false;
     if (!n->powered)
         world_node_power_on(w, node);
     else if (!n->up)
@@ -50,7 +52,7 @@ static void act(struct world *w)
 
     name_of(dice(VMS), vm);
     snprintf(node_name, sizeof(node_name), "n%u", node + 1);
-    switch (dice(18)) {
+    switch (dice(21)) {
     case 0:
     case 1:
         if (world_where(w, vm) >= 0)
@@ -109,6 +111,17 @@ static void act(struct world *w)
     case 17:
         world_report(w, dice(2) ? MST_FAULT_PROCESSOR : MST_FAULT_VM_PANICKED, node, vm);
         break;
+    case 18:
+    case 19:
+        if (world_where(w, vm) >= 0 && world_slot(&w->nodes[world_where(w, vm)], vm, world_epoch(w, vm)))
+            world_checkpoint(w, vm, ++seq);
+        break;
+    case 20:
+        n->image_stuck = dice(2);
+        n->mirror_err = dice(3) ? 0 : -ENOSPC;
+        n->revoke_err = dice(3) ? 0 : -EIO;
+        n->logs[0].phase = dice(2) && n->logs[0].vm[0] ? MST_MIRROR_FAILED : n->logs[0].phase;
+        break;
     }
     world_run(w, dice(4) == 0 ? 4000 : 10 * dice(60));
 }
@@ -144,6 +157,8 @@ static void explain(struct world *w)
         (void)mst_core_vm_by_name(w->core, vm, &look);
         fprintf(stderr, "%s phase=%u wanted=%d node=%u epoch=%" PRIu64 " fenced=%d runs on %d %s\n", vm, look.row->phase,
                 look.row->wanted, look.row->node_id, look.row->epoch, look.row->fenced, world_where(w, vm), look.text);
+        if (look.protection[0])
+            fprintf(stderr, "    %s\n", look.protection);
     }
     for (unsigned i = 0; mst_core_recovery(w->core, i, &rec); i++) {
         if (rec.row->state != MST_REC_DONE)
@@ -156,13 +171,14 @@ START_TEST(after_any_history_every_wanted_vm_runs_exactly_once)
 {
     struct world *w = world_new(NODES);
 
+    seq = 5;
     state = (uint64_t)_i * 2654435761u + 88172645463325252u;
     for (unsigned i = 0; i < VMS; i++) {
         char vm[16];
         struct mst_definition def;
 
         name_of(i, vm);
-        def = world_def(vm, 16, i % 2 != 0);
+        def = i % 3 == 2 ? world_mirror_def(vm, 16) : world_def(vm, 16, i % 2 != 0);
         def.priority = i;
         world_define(w, &def);
         world_start_vm(w, vm, NULL);
@@ -197,6 +213,16 @@ START_TEST(after_any_history_every_wanted_vm_runs_exactly_once)
     if (!world_until(w, 60000, all_well, NULL)) {
         explain(w);
         ck_abort_msg("seed %d: not all is well", _i);
+    }
+    for (unsigned i = 2; i < VMS; i += 3) {
+        char vm[16];
+
+        name_of(i, vm);
+        world_checkpoint(w, vm, ++seq);
+        if (!world_until(w, 60000, is_mirrored, vm)) {
+            explain(w);
+            ck_abort_msg("seed %d: %s has no mirror", _i, vm);
+        }
     }
     world_free(w);
 }

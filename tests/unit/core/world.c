@@ -54,6 +54,8 @@ static bool same_key(const struct mst_row *a, const struct mst_row *b)
         return a->rvm.recovery_id == b->rvm.recovery_id && strcmp(a->rvm.vm, b->rvm.vm) == 0;
     case MST_ROW_PROOF:
         return a->proof.id == b->proof.id;
+    case MST_ROW_MIRROR:
+        return a->mirror.n == b->mirror.n && strcmp(a->mirror.vm, b->mirror.vm) == 0;
     default:
         return false;
     }
@@ -65,7 +67,8 @@ static void row_delete(struct world *w, const char *vm)
 
     for (unsigned i = 0; i < w->rows_count; i++) {
         bool gone = (w->rows[i].kind == MST_ROW_VM && strcmp(w->rows[i].vm.name, vm) == 0) ||
-                    (w->rows[i].kind == MST_ROW_DEFINITION && strcmp(w->rows[i].definition->name, vm) == 0);
+                    (w->rows[i].kind == MST_ROW_DEFINITION && strcmp(w->rows[i].definition->name, vm) == 0) ||
+                    (w->rows[i].kind == MST_ROW_MIRROR && strcmp(w->rows[i].mirror.vm, vm) == 0);
 
         if (!gone)
             w->rows[kept++] = w->rows[i];
@@ -143,6 +146,9 @@ static int io_order(void *impl, const struct mst_order *order)
     e->has_source = order->source.node_id != 0;
     e->source_epoch = order->source.epoch;
     e->source_seq = order->source.seq;
+    e->source_node = order->source.node_id;
+    e->image = order->source.image;
+    world_mirror_order(w, order);
     if (order->type == MST_ORDER_FENCE) {
         ck_assert_uint_gt(order->fence_count, 0);
         snprintf(e->vm, sizeof(e->vm), "%s", order->fence[0].vm);
@@ -295,6 +301,9 @@ static void io_event(void *impl, const struct mst_event *event)
         if (strcmp(w->told[i].vm, event->vm) == 0)
             told = &w->told[i];
     }
+    w->mirrors_joined += event->kind == MST_EV_MIRROR_JOINED ? 1 : 0;
+    w->mirrors_left += event->kind == MST_EV_MIRROR_LEFT ? 1 : 0;
+    w->mirrors_used += event->kind == MST_EV_MIRROR_USED ? 1 : 0;
     if (!told)
         return; /* of no VM */
     switch (event->kind) {
@@ -353,7 +362,7 @@ static struct mst_core_io io_of(struct world *w)
 
 /* --- nodes --- */
 
-static struct mst_slot *slot_of(struct world_node *n, const char *vm, uint64_t epoch)
+struct mst_slot *world_slot(struct world_node *n, const char *vm, uint64_t epoch)
 {
     for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
         if (n->slots[i].used && n->slots[i].s.epoch == epoch && strcmp(n->slots[i].s.vm, vm) == 0)
@@ -362,7 +371,7 @@ static struct mst_slot *slot_of(struct world_node *n, const char *vm, uint64_t e
     return NULL;
 }
 
-static struct mst_slot *slot_new(struct world_node *n, const char *vm, uint64_t epoch)
+struct mst_slot *world_slot_new(struct world_node *n, const char *vm, uint64_t epoch)
 {
     char name[MST_NAME_BYTES]; /* vm may lie in the slot that is cleared */
 
@@ -406,7 +415,7 @@ static void check_single(struct world *w)
 static void obey_start(struct world *w, struct world_node *n, unsigned i, struct mst_answer *a)
 {
     const struct mst_order *o = &w->mail[i].o;
-    struct mst_slot *slot = slot_of(n, w->mail[i].vm, o->epoch);
+    struct mst_slot *slot = world_slot(n, w->mail[i].vm, o->epoch);
 
     if (n->start_err != 0) {
         a->err = n->start_err;
@@ -415,10 +424,10 @@ static void obey_start(struct world *w, struct world_node *n, unsigned i, struct
     }
     if (o->source.node_id != 0) {
         struct world_node *src = &w->nodes[o->source.node_id - 1];
-        struct mst_slot *from = slot_of(src, w->mail[i].vm, o->source.epoch);
+        struct mst_slot *from = world_slot(src, w->mail[i].vm, o->source.epoch);
 
         if (!src->powered || !src->up || src->cut || !from || from->save_seq < o->source.seq ||
-            src->hello.instance != o->source.instance) {
+            (o->source.image && !world_image_pulled(w, src, from, &o->source)) || src->hello.instance != o->source.instance) {
             a->err = -EHOSTUNREACH;
             snprintf(a->text, sizeof(a->text), "save cannot be pulled");
             return;
@@ -432,7 +441,7 @@ static void obey_start(struct world *w, struct world_node *n, unsigned i, struct
         return;
     }
     if (!slot)
-        slot = slot_new(n, w->mail[i].vm, o->epoch);
+        slot = world_slot_new(n, w->mail[i].vm, o->epoch);
     slot->run_state = MST_RUN_RUNNING;
     check_single(w);
 }
@@ -442,7 +451,7 @@ static void obey_fence(struct world_node *n, const struct mst_order *o, struct m
     a->has_fence = true;
     a->fence_instance = n->fence_wrong_instance ? n->hello.instance + 7 : n->hello.instance;
     for (unsigned k = 0; k < o->fence_count; k++) {
-        struct mst_slot *slot = slot_of(n, o->fence[k].vm, o->fence[k].epoch);
+        struct mst_slot *slot = world_slot(n, o->fence[k].vm, o->fence[k].epoch);
 
         if (slot)
             slot->run_state = MST_RUN_FENCED;
@@ -455,7 +464,7 @@ static void obey(struct world *w, unsigned i)
 {
     struct mst_order *o = &w->mail[i].o;
     struct world_node *n = &w->nodes[o->node];
-    struct mst_slot *slot = slot_of(n, w->mail[i].vm, o->epoch);
+    struct mst_slot *slot = world_slot(n, w->mail[i].vm, o->epoch);
     struct mst_answer a = {0};
     struct mst_time t = time_of(w);
 
@@ -502,6 +511,13 @@ static void obey(struct world *w, unsigned i)
             break;
         case MST_ORDER_RECORD_FAULT:
             break;
+        case MST_ORDER_MIRROR:
+        case MST_ORDER_MIRROR_TO:
+        case MST_ORDER_MIRROR_SURE:
+        case MST_ORDER_MIRROR_DROP:
+        case MST_ORDER_MIRROR_REVOKE:
+            world_mirror_obey(w, n, o, w->mail[i].vm, &a);
+            break;
         }
     }
     mst_core_answer(w->core, &t, o->token, &a);
@@ -524,6 +540,7 @@ static void join(struct world *w, unsigned index)
         held->epoch = n->slots[i].s.epoch;
         held->run_state = n->slots[i].s.run_state;
         held->save_seq = n->slots[i].s.save_seq;
+        world_mirror_hello(n, &n->slots[i].s, held);
         n->hello.held_count++;
     }
     if (mst_core_hello(w->core, &t, link, &n->hello, &why) == 0) {
@@ -575,8 +592,11 @@ static void finish_commit(struct world *w)
         mst_core_committed(w->core, &t, w->commit_err, "disk full");
         return;
     }
-    for (uint32_t i = 0; i < txn->count; i++)
+    for (uint32_t i = 0; i < txn->count; i++) {
         row_put(w, &txn->rows[i]);
+        if (txn->rows[i].kind == MST_ROW_MIRROR)
+            world_mirror_row(w, &txn->rows[i].mirror);
+    }
     w->commits++;
     if (w->crash_at != 0 && w->commits == w->crash_at) {
         w->crashed = true;
@@ -605,6 +625,7 @@ static void finish_fence(struct world *w, unsigned node)
     }
     w->nodes[node].powered = w->nodes[node].up = false;
     memset(w->nodes[node].slots, 0, sizeof(w->nodes[node].slots));
+    memset(w->nodes[node].logs, 0, sizeof(w->nodes[node].logs));
     link_lost(w, node, -ETIMEDOUT);
     mst_core_fence_done(w->core, &t, w->fences[node].token, 0, "fence agent said off, status said off");
 }
@@ -740,6 +761,7 @@ static void turn(struct world *w)
         if (w->nodes[i].up && w->nodes[i].link == 0 && !w->nodes[i].cut && !w->nodes[i].frozen && w->now_us / 1000 % 500 == 0)
             join(w, i);
     }
+    world_mirrors_turn(w);
     t = time_of(w);
     mst_core_tick(w->core, &t);
     check_single(w);
@@ -765,8 +787,8 @@ void world_restart(struct world *w)
 {
     struct mst_core_io io = io_of(w);
     struct mst_time t;
-    static const enum mst_row_kind order[] = {MST_ROW_META,     MST_ROW_NODE, MST_ROW_DEFINITION, MST_ROW_VM,   MST_ROW_FAULT,
-                                              MST_ROW_RECOVERY, MST_ROW_STEP, MST_ROW_RVM,        MST_ROW_PROOF};
+    static const enum mst_row_kind order[] = {MST_ROW_META,     MST_ROW_NODE, MST_ROW_DEFINITION, MST_ROW_VM,    MST_ROW_FAULT,
+                                              MST_ROW_RECOVERY, MST_ROW_STEP, MST_ROW_RVM,        MST_ROW_PROOF, MST_ROW_MIRROR};
 
     mst_core_free(w->core);
     w->pending = NULL;
@@ -861,6 +883,14 @@ struct mst_definition world_def(const char *name, uint32_t mib, bool protect)
     return def;
 }
 
+struct mst_definition world_mirror_def(const char *name, uint32_t mib)
+{
+    struct mst_definition def = world_def(name, mib, true);
+
+    def.protect = MST_PROTECT_MIRROR;
+    return def;
+}
+
 uint64_t world_ask(struct world *w, enum mst_request_type type, const char *name, const char *node)
 {
     struct mst_request request = {.type = type};
@@ -927,9 +957,10 @@ void world_node_kill(struct world *w, unsigned node)
 
     n->up = false;
     for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
-        if (n->slots[i].used && n->slots[i].s.run_state != MST_RUN_FENCED)
+        if (n->slots[i].used && n->slots[i].s.run_state != MST_RUN_FENCED && n->slots[i].s.run_state != MST_RUN_IMAGE)
             n->slots[i].s.run_state = MST_RUN_DEAD;
     }
+    world_mirrors_keeper_died(n);
     link_lost(w, node, -ECONNRESET);
 }
 
@@ -950,6 +981,7 @@ void world_node_power_on(struct world *w, unsigned node)
 {
     w->nodes[node].hello.host_boot_id[1]++;
     memset(w->nodes[node].slots, 0, sizeof(w->nodes[node].slots));
+    memset(w->nodes[node].logs, 0, sizeof(w->nodes[node].logs));
     world_node_return(w, node, true);
 }
 
@@ -991,7 +1023,7 @@ void world_checkpoint(struct world *w, const char *vm, uint64_t seq)
     struct mst_slot *slot;
 
     ck_assert_int_ge(node, 0);
-    slot = slot_of(&w->nodes[node], vm, world_epoch(w, vm));
+    slot = world_slot(&w->nodes[node], vm, world_epoch(w, vm));
     ck_assert_ptr_nonnull(slot);
     slot->save_seq = seq;
     slot->save_epoch = slot->epoch;

@@ -20,6 +20,13 @@ struct world_vm { /* a slot of a node */
     struct mst_slot s;
 };
 
+struct world_log {           /* at a source: one mirror of a VM of its own */
+    char vm[MST_NAME_BYTES]; /* empty: free */
+    uint64_t epoch, log_id, begun_ms, told_ms, acked_seq;
+    unsigned node; /* where the image is */
+    uint32_t phase;
+};
+
 struct world_node {
     struct mst_hello hello;
     bool up;           /* keeper runs and answers */
@@ -55,6 +62,11 @@ struct world_node {
         uint64_t ms;
         struct mst_lease_grant lease;
     } question;
+    /* Mirrors. As the mirror: what it answers. */
+    int mirror_err, revoke_err; /* to OrderMirror, to OrderMirrorRevoke; 0: it does it */
+    bool image_stuck;           /* nothing that is sent to it arrives */
+    unsigned images_made;
+    struct world_log logs[8]; /* as the source */
 };
 
 enum world_power { POWER_WORKS, POWER_FAILS, POWER_HANGS };
@@ -65,7 +77,8 @@ struct world_event {          /* what the core asked for, in order */
     unsigned node;
     char vm[MST_NAME_BYTES];
     uint64_t epoch, at_ms;
-    bool has_source;
+    bool has_source, image;
+    uint32_t source_node;
     uint64_t source_epoch, source_seq;
 };
 
@@ -122,6 +135,13 @@ struct world {
     unsigned told_events, told_grants;
     char last_log[512];
     bool verbose;
+    struct world_acked { /* by a mirror that counts: the newest of each VM */
+        char vm[MST_NAME_BYTES];
+        uint64_t epoch, seq;
+    } acked[64];
+    char breach[200];                                    /* of a rule of mirrors: the first */
+    bool breach_is_told;                                 /* not a failure by itself: a planted bug is being looked for */
+    unsigned mirrors_joined, mirrors_left, mirrors_used; /* by the timeline */
 };
 
 struct world *world_new(unsigned nodes); /* n1, n2, ...: 768 MiB, 8 vCPUs, a fence device each; all join */
@@ -131,6 +151,7 @@ bool world_until(struct world *w, uint32_t ms, bool (*cond)(struct world *w, con
 void world_restart(struct world *w); /* the coordinator dies and a new one takes up its rows; nodes call again */
 
 struct mst_definition world_def(const char *name, uint32_t mib, bool protect);
+struct mst_definition world_mirror_def(const char *name, uint32_t mib); /* protect mirror */
 void world_define(struct world *w, const struct mst_definition *def);
 void world_start_vm(struct world *w, const char *vm, const char *node); /* and waits until it runs */
 int world_request(struct world *w, enum mst_request_type type, const char *name,
@@ -155,6 +176,18 @@ const struct world_event *world_last(const struct world *w, enum mst_order_type 
 unsigned world_recoveries(const struct world *w);
 const struct mst_recovery_row *world_recovery(const struct world *w); /* newest */
 const struct mst_rvm_row *world_rvm(const struct world *w, const char *vm);
+/* world_mirror.c: what keepers do for mirrors, and the rules of docs/PROTOCOL.md about them, checked at each order and row */
+struct mst_slot *world_slot(struct world_node *n, const char *vm, uint64_t epoch);
+struct mst_slot *world_slot_new(struct world_node *n, const char *vm, uint64_t epoch);
+void world_mirror_order(struct world *w, const struct mst_order *order);  /* as it is sent */
+void world_mirror_row(struct world *w, const struct mst_mirror_row *row); /* as it becomes durable */
+void world_mirror_obey(struct world *w, struct world_node *n, const struct mst_order *o, const char *vm, struct mst_answer *a);
+bool world_image_pulled(struct world *w, struct world_node *src, const struct mst_slot *slot, const struct mst_save_ref *from);
+void world_mirrors_turn(struct world *w);
+void world_mirror_hello(const struct world_node *n, const struct mst_slot *slot, struct mst_hello_vm *held);
+void world_mirrors_keeper_died(struct world_node *n);
+const struct mst_mirror_row *world_mirror(const struct world *w, const char *vm, unsigned n); /* in the store, NULL */
+bool is_mirrored(struct world *w, const void *vm); /* it counts, and its source knows */
 bool runs_somewhere(struct world *w, const void *vm);
 bool is_held(struct world *w, const void *vm);
 bool recovery_closed(struct world *w, const void *unused);

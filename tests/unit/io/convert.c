@@ -152,6 +152,115 @@ START_TEST(every_order_reads_back_as_it_was_meant)
 }
 END_TEST
 
+START_TEST(every_order_about_a_mirror_reads_back_as_it_was_meant)
+{
+    Mainstay__VmDefinition m = message();
+    struct mst_member peer = {.name = "n2", .id = 11, .address = "10.7.0.2", .port = 7471};
+    struct mst_order order = {.type = MST_ORDER_MIRROR,
+                              .token = 5,
+                              .instance = 6,
+                              .term = 7,
+                              .decision = 15,
+                              .vm = "web01",
+                              .epoch = 8,
+                              .definition = &def,
+                              .peer = &peer,
+                              .peer_instance = 9,
+                              .peer_boot_id = {1, 2, 3},
+                              .grant = {.log_id = 21, .mirror_instance = 22, .ring_bytes = 4096, .delta_capacity = 23},
+                              .log_id = 24};
+    mst_envelope *env;
+
+    ck_assert_int_eq(mst_convert_definition(&m, core, &def, &why), 0);
+    env = pack(&order);
+    ck_assert_str_eq(env->order_mirror->definition->name, "web01");
+    ck_assert_uint_eq(env->order_mirror->epoch, 8);
+    ck_assert_str_eq(env->order_mirror->source->node, "n2");
+    ck_assert_str_eq(env->order_mirror->source->address, "10.7.0.2");
+    ck_assert_uint_eq(env->order_mirror->source->instance, 9);
+    ck_assert_uint_eq(env->order_mirror->source_boot_id.data[2], 3);
+    ck_assert_uint_eq(env->order_mirror->ring_bytes, 4096);
+    mst_envelope_free(env);
+    order.type = MST_ORDER_MIRROR_TO;
+    env = pack(&order);
+    ck_assert_uint_eq(env->order_mirror_to->mirror->node_id, 11);
+    ck_assert_uint_eq(env->order_mirror_to->mirror->port, 7471);
+    ck_assert_uint_eq(env->order_mirror_to->grant->log_id, 21);
+    ck_assert_uint_eq(env->order_mirror_to->grant->mirror_instance, 22);
+    ck_assert_uint_eq(env->order_mirror_to->grant->delta_capacity, 23);
+    mst_envelope_free(env);
+    order.type = MST_ORDER_MIRROR_SURE;
+    env = pack(&order);
+    ck_assert_uint_eq(env->order_mirror_sure->log_id, 24);
+    mst_envelope_free(env);
+    order.type = MST_ORDER_MIRROR_DROP;
+    env = pack(&order);
+    ck_assert_uint_eq(env->order_mirror_drop->epoch, 8);
+    mst_envelope_free(env);
+    order.type = MST_ORDER_MIRROR_REVOKE;
+    env = pack(&order);
+    ck_assert_str_eq(env->order_mirror_revoke->vm, "web01");
+    mst_envelope_free(env);
+    order.type = MST_ORDER_START;
+    order.source = (struct mst_save_ref){.node_id = 11, .instance = 12, .epoch = 13, .seq = 14, .image = true};
+    order.source_node = "n2";
+    env = pack(&order);
+    ck_assert(env->order_start->source->has_image && env->order_start->source->image);
+    mst_envelope_free(env);
+}
+END_TEST
+
+START_TEST(what_keepers_say_of_mirrors_arrives)
+{
+    Mainstay__Hello hello = MAINSTAY__HELLO__INIT;
+    Mainstay__HeldVm held = MAINSTAY__HELD_VM__INIT, *list[] = {&held};
+    Mainstay__HeldMirror mirror = MAINSTAY__HELD_MIRROR__INIT, *mirrors[] = {&mirror};
+    Mainstay__MirrorState state = MAINSTAY__MIRROR_STATE__INIT;
+    Mainstay__Done done = MAINSTAY__DONE__INIT;
+    Mainstay__MirrorGrant grant = MAINSTAY__MIRROR_GRANT__INIT;
+    Mainstay__ImageResult image = MAINSTAY__IMAGE_RESULT__INIT;
+    struct mst_mirror_news news;
+    struct mst_answer answer;
+    static struct mst_hello got;
+
+    hello.cluster = hello.node = hello.address = held.vm = (char *)"x";
+    held.has_image_state = held.has_log_id = 1;
+    held.image_state = 4;
+    held.log_id = 5;
+    mirror.node_id = 6;
+    mirror.log_id = 7;
+    mirror.phase = MAINSTAY__MIRROR_PHASE__MIRROR_SURE;
+    mirror.acked_seq = 8;
+    held.mirrors = mirrors;
+    held.n_mirrors = 1;
+    hello.held = list;
+    hello.n_held = 1;
+    mst_convert_hello(&hello, &got);
+    ck_assert_uint_eq(got.held[0].image_state, MST_SLOT_IMAGE_VERIFIED);
+    ck_assert_uint_eq(got.held[0].log_id, 5);
+    ck_assert_uint_eq(got.held[0].mirrors_count, 1);
+    ck_assert_uint_eq(got.held[0].mirrors[0].phase, MST_MIRROR_SURE);
+    ck_assert_uint_eq(got.held[0].mirrors[0].acked_seq, 8);
+    state.vm = state.node = (char *)"x";
+    state.phase = MAINSTAY__MIRROR_PHASE__MIRROR_FAILED;
+    state.log_id = 9;
+    state.sent_seq = 10;
+    state.text = (char *)"gone";
+    mst_convert_mirror(&state, &news);
+    ck_assert_uint_eq(news.phase, MST_MIRROR_FAILED);
+    ck_assert_uint_eq(news.log_id, 9);
+    ck_assert_uint_eq(news.sent_seq, 10);
+    ck_assert_str_eq(news.text, "gone");
+    grant.log_id = 11;
+    image.seq = 12;
+    done.grant = &grant;
+    done.image = &image;
+    mst_convert_answer(&done, &answer);
+    ck_assert(answer.has_grant && answer.grant.log_id == 11);
+    ck_assert(answer.has_image && answer.image_seq == 12);
+}
+END_TEST
+
 START_TEST(a_fence_of_a_full_node_fits_into_one_message)
 {
     struct mst_order order = {.type = MST_ORDER_FENCE, .token = 5, .instance = 6, .term = 7, .fence_count = MST_VMS_PER_NODE};
@@ -219,6 +328,8 @@ int main(void)
     tcase_add_test(tcase, a_definition_keeps_what_planning_needs_and_the_whole_message);
     tcase_add_test(tcase, an_unknown_node_or_an_endless_command_line_is_refused);
     tcase_add_test(tcase, every_order_reads_back_as_it_was_meant);
+    tcase_add_test(tcase, every_order_about_a_mirror_reads_back_as_it_was_meant);
+    tcase_add_test(tcase, what_keepers_say_of_mirrors_arrives);
     tcase_add_test(tcase, a_fence_of_a_full_node_fits_into_one_message);
     tcase_add_test(tcase, a_stored_definition_that_does_not_unpack_is_an_error_and_no_crash);
     tcase_add_test(tcase, answers_keep_errors_texts_and_proofs);

@@ -93,6 +93,44 @@ START_TEST(slots_in_use_are_found_with_their_saves)
 }
 END_TEST
 
+START_TEST(an_image_is_told_with_its_log_and_has_no_save_of_its_own)
+{
+    struct mst_vm_slot image = slot_of("web01", MST_RUN_IMAGE);
+
+    image.ram_bytes = 0;
+    image.delta_bytes = RAM + (RAM >> 9);
+    image.image_state = 2;
+    image.log_id = UINT64_MAX;
+    publish(3, 5, &image);
+    checkpoint(3, 5);
+    parse(false);
+    ck_assert_uint_eq(got.count, 1);
+    ck_assert_uint_eq(got.slots[0].image_state, 2);
+    ck_assert_uint_eq(got.slots[0].log_id, UINT64_MAX);
+    ck_assert_uint_eq(got.slots[0].save_seq, 0);
+    ck_assert(!got.slots[0].save_corrupt);
+    image.image_state = 7;
+    publish(3, 5, &image);
+    parse(true);
+    ck_assert_uint_eq(got.count, 0);
+    ck_assert_uint_eq(got.refused, 1);
+}
+END_TEST
+
+START_TEST(a_delta_for_all_pages_is_known_by_its_size)
+{
+    struct mst_vm_slot a = slot_of("web01", MST_RUN_RUNNING);
+    struct mst_delta_layout delta;
+
+    ck_assert_int_eq(mst_delta_layout((uint32_t)(RAM / MST_PAGE_BYTES), &delta), 0);
+    a.delta_bytes = delta.bytes;
+    publish(3, 5, &a);
+    checkpoint(3, 5);
+    parse(true);
+    ck_assert_uint_gt(got.slots[0].save_seq, 0);
+}
+END_TEST
+
 START_TEST(a_save_of_another_epoch_belongs_to_somebody_else)
 {
     struct mst_vm_slot a = slot_of("web01", MST_RUN_RUNNING);
@@ -243,6 +281,8 @@ int main(void)
     tcase_add_checked_fixture(tcase, setup, NULL);
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, slots_in_use_are_found_with_their_saves);
+    tcase_add_test(tcase, an_image_is_told_with_its_log_and_has_no_save_of_its_own);
+    tcase_add_test(tcase, a_delta_for_all_pages_is_known_by_its_size);
     tcase_add_test(tcase, a_save_of_another_epoch_belongs_to_somebody_else);
     tcase_add_test(tcase, an_overwritten_slot_is_left_out_and_counted_as_damage);
     tcase_add_test(tcase, a_record_that_changed_between_the_copies_is_unsure);

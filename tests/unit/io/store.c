@@ -102,8 +102,9 @@ static void one_of_each(void)
                                               .fenced = true,
                                               .proof_id = 4,
                                               .proof_kind = 2,
-                                              .save = {1, 2, 3, 4},
+                                              .save = {1, 2, 3, 4, true},
                                               .pin_node_id = 6,
+                                              .image_floor = 11,
                                               .text = "t"};
     add(MST_ROW_FAULT)->fault = (struct mst_fault_row){.id = 1,
                                                        .kind = 8,
@@ -145,6 +146,14 @@ static void one_of_each(void)
                                                  .text = "r"};
     add(MST_ROW_PROOF)->proof =
         (struct mst_proof_row){.id = 4, .kind = 1, .node_id = 3, .instance = 7, .host_boot_id = {9}, .wall_ms = 8, .text = "p"};
+    add(MST_ROW_MIRROR)->mirror = (struct mst_mirror_row){.vm = "web01",
+                                                          .n = 1,
+                                                          .epoch = 12,
+                                                          .node_id = 2,
+                                                          .instance = UINT64_MAX - 2,
+                                                          .log_id = UINT64_MAX - 3,
+                                                          .counts = true,
+                                                          .since_wall_ms = 98};
 }
 
 struct seen {
@@ -194,7 +203,7 @@ START_TEST(every_member_of_every_row_comes_back_after_reopening)
 }
 END_TEST
 
-START_TEST(a_row_replaces_the_row_of_its_key_and_delete_takes_vm_and_definition)
+START_TEST(a_row_replaces_the_row_of_its_key_and_delete_takes_vm_definition_and_mirrors)
 {
     one_of_each();
     ck_assert_int_eq(mst_store_commit_now(store, &txn, &why), 0);
@@ -204,7 +213,7 @@ START_TEST(a_row_replaces_the_row_of_its_key_and_delete_takes_vm_and_definition)
     snprintf(add(MST_ROW_VM_DELETE)->vm_delete, MST_NAME_BYTES, "web01");
     ck_assert_int_eq(mst_store_commit_now(store, &txn, &why), 0);
     reopen();
-    ck_assert_uint_eq(load().kinds & (1u << MST_ROW_VM | 1u << MST_ROW_DEFINITION), 0);
+    ck_assert_uint_eq(load().kinds & (1u << MST_ROW_VM | 1u << MST_ROW_DEFINITION | 1u << MST_ROW_MIRROR), 0);
 }
 END_TEST
 
@@ -262,7 +271,7 @@ START_TEST(a_store_of_an_older_version_is_taken_over)
 {
     static const char *const older[] = {"ALTER TABLE definitions DROP COLUMN restarts_max; "
                                         "ALTER TABLE definitions DROP COLUMN restarts_window_s; PRAGMA user_version = 1",
-                                        "PRAGMA user_version = 2"};
+                                        "PRAGMA user_version = 2", "PRAGMA user_version = 3"};
     sqlite3 *db;
 
     one_of_each();
@@ -270,9 +279,15 @@ START_TEST(a_store_of_an_older_version_is_taken_over)
     mst_store_close(store);
     store = NULL;
     ck_assert_int_eq(sqlite3_open(path, &db), SQLITE_OK);
-    ck_assert_int_eq(
-        sqlite3_exec(db, "ALTER TABLE meta DROP COLUMN decision; ALTER TABLE meta DROP COLUMN terms", NULL, NULL, NULL),
-        SQLITE_OK);
+    ck_assert_int_eq(sqlite3_exec(db,
+                                  "DROP TABLE mirrors; ALTER TABLE vms DROP COLUMN save_image; ALTER TABLE vms DROP COLUMN "
+                                  "image_floor",
+                                  NULL, NULL, NULL),
+                     SQLITE_OK);
+    if (_i < 2)
+        ck_assert_int_eq(
+            sqlite3_exec(db, "ALTER TABLE meta DROP COLUMN decision; ALTER TABLE meta DROP COLUMN terms", NULL, NULL, NULL),
+            SQLITE_OK);
     ck_assert_int_eq(sqlite3_exec(db, older[_i], NULL, NULL, NULL), SQLITE_OK);
     sqlite3_close(db);
     reopen();
@@ -280,11 +295,21 @@ START_TEST(a_store_of_an_older_version_is_taken_over)
         definition.restarts_max = 5;
         definition.restarts_window_s = 300;
     }
-    txn.rows[0].meta.decision = 0; /* nobody counted */
-    memset(txn.rows[0].meta.terms, 0, sizeof(txn.rows[0].meta.terms));
+    for (uint32_t i = 0; i < txn.count; i++) { /* nobody counted, and there were no mirrors */
+        if (txn.rows[i].kind == MST_ROW_META && _i < 2) {
+            txn.rows[i].meta.decision = 0;
+            memset(txn.rows[i].meta.terms, 0, sizeof(txn.rows[i].meta.terms));
+        } else if (txn.rows[i].kind == MST_ROW_VM) {
+            txn.rows[i].vm.save.image = false;
+            txn.rows[i].vm.image_floor = 0;
+        }
+    }
     ck_assert(load().equal);
+    ck_assert_uint_eq(load().kinds & (1u << MST_ROW_MIRROR), 0);
     reopen(); /* and it is of this version now */
     ck_assert(load().equal);
+    ck_assert_int_eq(mst_store_commit_now(store, &txn, &why), 0); /* with mirrors */
+    ck_assert_uint_eq(load().kinds & (1u << MST_ROW_MIRROR), 1u << MST_ROW_MIRROR);
 }
 END_TEST
 
@@ -402,10 +427,10 @@ START_TEST(full_disk_refuses_and_loses_nothing_and_works_again_when_there_is_roo
     mst_store_close(small);
     umount(mount_point);
     rmdir(mount_point);
-    /* the nine of the beginning, those that were acknowledged, and the one after room was made */
+    /* the ten of the beginning, those that were acknowledged, and the one after room was made */
     acknowledged = written >= 10 ? written - 9 : 0;
     ck_assert_uint_le(acknowledged + 2, 512u);
-    ck_assert_uint_eq(seen.count, 9 + acknowledged + 1);
+    ck_assert_uint_eq(seen.count, 10 + acknowledged + 1);
 }
 END_TEST
 
@@ -423,8 +448,8 @@ START_TEST(only_the_newest_faults_and_finished_recoveries_are_loaded_but_every_o
     }
     txn.count = 0;
     seen = load();
-    /* meta node definition vm proof; step and rvm of recovery 1; faults; recoveries and the open one */
-    ck_assert_uint_eq(seen.count, 5 + 2 + 512u + 96u + 1);
+    /* meta node definition vm proof mirror; step and rvm of recovery 1; faults; recoveries and the open one */
+    ck_assert_uint_eq(seen.count, 6 + 2 + 512u + 96u + 1);
 }
 END_TEST
 
@@ -438,11 +463,11 @@ int main(void)
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, every_member_of_every_row_comes_back_after_reopening);
-    tcase_add_test(tcase, a_row_replaces_the_row_of_its_key_and_delete_takes_vm_and_definition);
+    tcase_add_test(tcase, a_row_replaces_the_row_of_its_key_and_delete_takes_vm_definition_and_mirrors);
     tcase_add_test(tcase, second_coordinator_on_the_same_file_is_refused);
     tcase_add_test(tcase, garbage_in_place_of_the_file_is_refused_with_a_sentence);
     tcase_add_test(tcase, newer_layout_and_foreign_database_are_refused);
-    tcase_add_loop_test(tcase, a_store_of_an_older_version_is_taken_over, 0, 2);
+    tcase_add_loop_test(tcase, a_store_of_an_older_version_is_taken_over, 0, 3);
     tcase_add_test(tcase, value_that_cannot_be_is_refused_at_loading);
     tcase_add_test(tcase, commit_answers_from_the_loop_and_not_before);
     tcase_add_loop_test(tcase, bits_that_flip_in_the_file_are_found_at_the_start_or_do_no_harm, 0, 64);

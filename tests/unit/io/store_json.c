@@ -91,6 +91,8 @@ static void fill(const struct mst_table *table, struct mst_row *row, bool full)
     }
     if (table->kind == MST_ROW_STEP)
         row->step.n = 5;
+    if (table->kind == MST_ROW_MIRROR)
+        row->mirror.n = MST_MIRRORS_MAX - 1;
 }
 
 static bool same(const struct mst_row *a, const struct mst_row *b)
@@ -229,6 +231,7 @@ START_TEST(keys_sort_as_numbers_do)
     key_is(&(struct mst_row){.kind = MST_ROW_STEP, .step = {.recovery_id = 9, .n = 10}}, "recovery_steps/0000000000000009/000a");
     key_is(&(struct mst_row){.kind = MST_ROW_RVM, .rvm = {.recovery_id = 9, .vm = "a"}}, "recovery_vms/0000000000000009/a");
     key_is(&(struct mst_row){.kind = MST_ROW_PROOF, .proof = {.id = 3}}, "proofs/0000000000000003");
+    key_is(&(struct mst_row){.kind = MST_ROW_MIRROR, .mirror = {.vm = "web01", .n = 3}}, "mirrors/web01/0003");
     ck_assert_int_eq(mst_row_key(&deleted, key, sizeof(key)), -EINVAL);
     ck_assert_int_eq(mst_row_key(&(struct mst_row){.kind = MST_ROW_META}, key, 4), -EINVAL);
 }

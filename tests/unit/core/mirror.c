@@ -1,0 +1,758 @@
+#include "base/mutant.h"
+#include "mirror/image.h"
+#include "tests/unit/core/world.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Mirrors as the coordinator sees them. The rules themselves are checked by world_mirror.c at each order and row, in every test. */
+
+static_assert((int)MST_SLOT_IMAGE_SEEDING == (int)MST_IMAGE_SEEDING &&
+                  (int)MST_SLOT_IMAGE_MIRRORING == (int)MST_IMAGE_MIRRORING &&
+                  (int)MST_SLOT_IMAGE_REVOKED == (int)MST_IMAGE_REVOKED &&
+                  (int)MST_SLOT_IMAGE_VERIFIED == (int)MST_IMAGE_VERIFIED && (int)MST_SLOT_IMAGE_USED == (int)MST_IMAGE_USED,
+              "the core does not include mirror/");
+
+unsigned mst_mutant;
+
+#define VM "web01"
+
+static struct world *mirrored_vm(unsigned nodes)
+{
+    struct world *w = world_new(nodes);
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    return w;
+}
+
+static struct mst_vm_look look(struct world *w)
+{
+    struct mst_vm_look ret;
+
+    ck_assert(mst_core_vm_by_name(w->core, VM, &ret));
+    return ret;
+}
+
+static void power_off(struct world *w, unsigned node)
+{
+    w->nodes[node].powered = w->nodes[node].up = false;
+    memset(w->nodes[node].slots, 0, sizeof(w->nodes[node].slots));
+    memset(w->nodes[node].logs, 0, sizeof(w->nodes[node].logs));
+    world_cut(w, node, true);
+}
+
+static unsigned mirror_of(const struct world *w)
+{
+    const struct mst_mirror_row *row = world_mirror(w, VM, 0);
+
+    ck_assert_ptr_nonnull(row);
+    ck_assert(row->counts);
+    return row->node_id - 1;
+}
+
+static bool image_there(const struct world *w, unsigned node, uint64_t epoch)
+{
+    struct mst_slot *slot = world_slot((struct world_node *)&w->nodes[node], VM, epoch);
+
+    return slot && slot->run_state == MST_RUN_IMAGE;
+}
+
+static void resumed_from_image(struct world *w, uint64_t epoch, uint64_t seq)
+{
+    const struct world_event *start = world_last(w, MST_ORDER_START, VM);
+
+    ck_assert(start->has_source && start->image);
+    ck_assert_uint_eq(start->source_epoch, epoch);
+    ck_assert_uint_eq(start->source_seq, seq);
+    ck_assert_int_eq(world_rvm(w, VM)->outcome, MST_OUT_RESUMED);
+}
+
+/* --- while it runs --- */
+
+START_TEST(a_running_vm_gets_a_mirror_where_most_memory_is_and_status_says_since_when)
+{
+    struct world *w = world_new(3);
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    w->nodes[2].hello.memory_mib = 1024;
+    world_restart(w);
+    world_run(w, 1500);
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_run(w, 1000);
+    ck_assert(look(w).exposed);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "exposed for"));
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "n3 is seeding"));
+    ck_assert_ptr_null(world_mirror(w, VM, 0)); /* it does not count */
+    world_checkpoint(w, VM, 7);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_eq(mirror_of(w), 2);
+    ck_assert_uint_eq(world_mirror(w, VM, 0)->epoch, 1);
+    world_checkpoint(w, VM, 8);
+    world_run(w, 2500);
+    ck_assert(!look(w).exposed);
+    ck_assert_uint_eq(look(w).mirrors[0].acked_seq, 8);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "on n3 since 2 s, checkpoint 8 of 8"));
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 1);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR_TO, VM), 1);
+    ck_assert_uint_eq(w->mirrors_joined, 1);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(vms_under_other_levels_get_none)
+{
+    struct world *w = world_new(3);
+    struct mst_definition def = world_def(VM, 16, true);
+
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    world_run(w, 3000);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, NULL), 0);
+    ck_assert_str_eq(look(w).protection, "");
+    world_free(w);
+}
+END_TEST
+
+START_TEST(only_allowed_nodes_become_mirrors)
+{
+    struct world *w = world_new(3);
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    def.allowed_count = 2;
+    def.allowed[0] = 1;
+    def.allowed[1] = 3;
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_eq(mirror_of(w), 2);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_mirror_that_fails_counts_no_more_is_left_out_forgotten_and_replaced)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned first = mirror_of(w);
+    uint64_t log_id = world_mirror(w, VM, 0)->log_id;
+
+    w->nodes[0].logs[0].phase = MST_MIRROR_FAILED; /* told within a second */
+    world_run(w, 1500);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR_DROP, VM), 1);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_ne(world_mirror(w, VM, 0)->log_id, log_id);
+    ck_assert_uint_ne(mirror_of(w), first); /* elsewhere, as there is one */
+    ck_assert_uint_eq(w->mirrors_left, 1);
+    world_run(w, 2000);
+    ck_assert(!image_there(w, first, 1));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_failed_mirror_is_tried_again_on_the_same_node_when_there_is_no_other)
+{
+    struct world *w = mirrored_vm(2);
+
+    w->nodes[0].logs[0].phase = MST_MIRROR_FAILED;
+    world_run(w, 1500);
+    ck_assert(world_until(w, 10000, is_mirrored, VM));
+    ck_assert_uint_eq(w->nodes[1].images_made, 2);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_mirror_whose_node_is_lost_is_replaced)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned first = mirror_of(w);
+
+    power_off(w, first);
+    world_run(w, 200);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_ne(mirror_of(w), first);
+    ck_assert_uint_eq(world_epoch(w, VM), 1);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_mirror_whose_keeper_starts_anew_is_seeded_anew)
+{
+    struct world *w = mirrored_vm(2);
+
+    world_node_kill(w, 1);
+    world_node_return(w, 1, true);
+    world_run(w, 1500);
+    ck_assert(world_until(w, 10000, is_mirrored, VM));
+    ck_assert_uint_eq(world_mirror(w, VM, 0)->instance, w->nodes[1].hello.instance);
+    ck_assert_uint_eq(w->mirrors_left, 1);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(without_room_for_an_image_the_numbers_are_said_and_the_vm_runs_on)
+{
+    struct world *w = world_new(2);
+    struct mst_definition def = world_mirror_def(VM, 200); /* 400 MiB and more for its image */
+
+    w->nodes[1].hello.memory_mib = 300;
+    world_restart(w);
+    world_run(w, 1500);
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    world_run(w, 3000);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 0);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "n2: 300 MiB left, 42"));
+    ck_assert_int_eq(world_phase(w, VM), MST_VM_RUNNING);
+    w->nodes[1].hello.memory_mib = 768; /* as it says when it calls again */
+    world_cut(w, 1, true);
+    world_cut(w, 1, false);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_node_that_refuses_an_image_is_asked_again_less_and_less_often)
+{
+    struct world *w = world_new(2);
+    struct mst_definition def = world_mirror_def(VM, 16);
+    unsigned asked;
+
+    w->nodes[1].mirror_err = -ENOSPC;
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    world_run(w, 20000);
+    asked = world_orders(w, MST_ORDER_MIRROR, VM);
+    ck_assert_uint_ge(asked, 3);
+    ck_assert_uint_le(asked, 6);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "1 MiB left"));
+    w->nodes[1].mirror_err = 0;
+    ck_assert(world_until(w, 31000, is_mirrored, VM));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(an_image_counts_against_the_memory_of_its_node)
+{
+    struct world *w = mirrored_vm(2);
+    struct mst_definition other = world_def("db", 750, false);
+    struct mst_node_look node;
+    struct mst_time t = {.us = w->now_us, .wall_ms = 1};
+
+    mst_core_node(w->core, &t, 1, &node);
+    ck_assert_uint_ge(node.memory_used_mib, 2 * 16 + 2);
+    world_define(w, &other);
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "db", "n2"), -ENOSPC);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(an_image_is_forgotten_when_the_vm_is_stopped)
+{
+    struct world *w = mirrored_vm(2);
+
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, VM, NULL), 0);
+    world_run(w, 3000);
+    ck_assert(!image_there(w, 1, 1));
+    world_start_vm(w, VM, "n1"); /* boots: nothing of its former life is taken */
+    ck_assert(!world_last(w, MST_ORDER_START, VM)->has_source);
+    world_checkpoint(w, VM, 3);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_eq(world_mirror(w, VM, 0)->epoch, 2);
+    world_free(w);
+}
+END_TEST
+
+/* --- takeover --- */
+
+START_TEST(a_lost_node_costs_nothing_that_its_mirror_acknowledged)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned mirror = mirror_of(w);
+
+    world_checkpoint(w, VM, 9);
+    world_run(w, 1200);
+    power_off(w, 0);
+    ck_assert(world_until(w, 15000, recovery_closed, NULL));
+    resumed_from_image(w, 1, 9);
+    ck_assert_int_eq(world_where(w, VM), (int)mirror); /* nothing goes over the wire */
+    ck_assert_uint_eq(world_epoch(w, VM), 2);
+    ck_assert_uint_eq(w->mirrors_used, 1);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR_REVOKE, VM), 1);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(after_a_takeover_it_is_exposed_until_a_new_mirror_counts_and_old_images_go)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned mirror = mirror_of(w);
+
+    power_off(w, 0);
+    ck_assert(world_until(w, 15000, recovery_closed, NULL));
+    world_run(w, 2000);
+    ck_assert(look(w).exposed);
+    ck_assert(image_there(w, mirror, 1)); /* there is nothing newer yet */
+    world_checkpoint(w, VM, 12);
+    ck_assert(world_until(w, 10000, is_mirrored, VM));
+    world_run(w, 2000);
+    ck_assert(!look(w).exposed);
+    ck_assert_uint_eq(world_mirror(w, VM, 0)->epoch, 2);
+    ck_assert(!image_there(w, mirror, 1));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(another_node_pulls_from_the_image_when_its_own_has_no_room)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned mirror = mirror_of(w);
+    struct mst_definition other = world_def("db", 690, false);
+
+    world_define(w, &other);
+    world_start_vm(w, "db", w->nodes[mirror].hello.node);
+    power_off(w, 0);
+    ck_assert(world_until(w, 15000, recovery_closed, NULL));
+    resumed_from_image(w, 1, 7);
+    ck_assert_uint_eq(world_last(w, MST_ORDER_START, VM)->source_node, mirror + 1);
+    ck_assert_int_ne(world_where(w, VM), (int)mirror);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(an_image_that_does_not_count_is_not_resumed_from)
+{
+    struct world *w = world_new(2);
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    w->nodes[1].image_stuck = true;
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    world_run(w, 3000);
+    ck_assert(image_there(w, 1, 1));
+    power_off(w, 0);
+    ck_assert(world_until(w, 15000, recovery_closed, NULL));
+    ck_assert_int_eq(world_rvm(w, VM)->outcome, MST_OUT_RESTARTED);
+    ck_assert_ptr_nonnull(strstr(world_rvm(w, VM)->text, "it had no mirror yet"));
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR_REVOKE, VM), 0);
+    world_free(w);
+}
+END_TEST
+
+static bool waits_for_mirror(struct world *w, const void *unused)
+{
+    struct mst_recovery_look look;
+
+    (void)unused;
+    return mst_core_recovery(w->core, 0, &look) && strstr(look.why, "the mirror of web01 may be on n2, which cannot be read");
+}
+
+START_TEST(a_mirror_that_is_away_is_waited_for_with_its_reason)
+{
+    struct world *w = mirrored_vm(3);
+    uint32_t id = world_mirror(w, VM, 0)->node_id;
+
+    ck_assert_uint_eq(id, 2);
+    world_cut(w, 1, true); /* the source sees it as well; but both go at once */
+    power_off(w, 0);
+    mst_core_node(w->core, &(struct mst_time){.us = w->now_us}, 0, &(struct mst_node_look){0});
+    ck_assert_int_eq(world_request(w, MST_REQ_GO_ON, "", NULL), 0);
+    ck_assert(world_until(w, 20000, waits_for_mirror, NULL));
+    ck_assert(world_until(w, 20000, is_held, VM));
+    ck_assert_ptr_nonnull(strstr(look(w).text, "n2"));
+    world_cut(w, 1, false);
+    ck_assert(world_until(w, 20000, runs_somewhere, VM));
+    resumed_from_image(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(when_both_are_lost_it_is_restarted_and_the_loss_is_said)
+{
+    struct world *w = mirrored_vm(3);
+
+    power_off(w, 0);
+    power_off(w, mirror_of(w));
+    ck_assert_int_eq(world_request(w, MST_REQ_GO_ON, "", NULL), 0);
+    ck_assert(world_until(w, 30000, is_held, VM) || runs_somewhere(w, VM));
+    ck_assert_int_eq(world_request(w, MST_REQ_CONFIRM_DEAD, "n2", NULL), 0);
+    ck_assert(world_until(w, 20000, runs_somewhere, VM));
+    ck_assert_int_eq(world_rvm(w, VM)->outcome, MST_OUT_RESTARTED);
+    ck_assert(!world_last(w, MST_ORDER_START, VM)->has_source);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_damaged_image_is_not_used_and_the_loss_is_said)
+{
+    struct world *w = mirrored_vm(2);
+
+    w->nodes[1].revoke_err = -EBADMSG;
+    power_off(w, 0);
+    ck_assert(world_until(w, 15000, recovery_closed, NULL));
+    ck_assert_int_eq(world_rvm(w, VM)->outcome, MST_OUT_RESTARTED);
+    ck_assert_ptr_nonnull(strstr(world_rvm(w, VM)->text, "its mirror on n2 is lost too"));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_mirror_that_had_left_is_not_resumed_from)
+{
+    struct world *w = mirrored_vm(2);
+
+    w->nodes[1].mirror_err = -ENOSPC; /* no new one */
+    w->nodes[0].logs[0].phase = MST_MIRROR_FAILED;
+    world_run(w, 1030); /* its row says so; its image may still be there */
+    ck_assert(!world_mirror(w, VM, 0)->counts);
+    power_off(w, 0);
+    ck_assert(world_until(w, 15000, recovery_closed, NULL));
+    ck_assert_int_eq(world_rvm(w, VM)->outcome, MST_OUT_RESTARTED);
+    ck_assert_ptr_nonnull(strstr(world_rvm(w, VM)->text, "exposed: its mirror on n2 had left"));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(an_image_whose_keeper_started_anew_still_counts_and_is_verified)
+{
+    struct world *w = mirrored_vm(2);
+
+    power_off(w, 0);
+    world_node_kill(w, 1);
+    world_run(w, 300);
+    world_node_return(w, 1, true);
+    ck_assert(world_until(w, 30000, runs_somewhere, VM));
+    resumed_from_image(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(its_own_save_is_preferred_when_its_memory_can_be_read)
+{
+    struct world *w = mirrored_vm(3);
+
+    w->nodes[1].image_stuck = w->nodes[2].image_stuck = true;
+    world_checkpoint(w, VM, 9);
+    world_run(w, 1200);
+    world_vm_die(w, 0, VM);
+    ck_assert(world_until(w, 10000, recovery_closed, NULL));
+    ck_assert_int_eq(world_where(w, VM), 0); /* in place */
+    ck_assert(!world_last(w, MST_ORDER_START, VM)->image);
+    ck_assert_uint_eq(world_last(w, MST_ORDER_START, VM)->source_seq, 9);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR_REVOKE, VM), 0);
+    w->nodes[1].image_stuck = w->nodes[2].image_stuck = false;
+    world_checkpoint(w, VM, 10);
+    ck_assert(world_until(w, 10000, is_mirrored, VM));
+    world_run(w, 3000);
+    ck_assert(!image_there(w, 1, 1) && !image_there(w, 2, 1));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_save_that_does_not_check_is_replaced_by_the_image)
+{
+    struct world *w = mirrored_vm(2);
+
+    w->nodes[0].start_err = w->nodes[1].start_err = -EUCLEAN;
+    world_vm_die(w, 0, VM);
+    for (unsigned i = 0; i < 2000 && world_orders(w, MST_ORDER_START, VM) < 3; i++)
+        world_run(w, 10);
+    w->nodes[0].start_err = w->nodes[1].start_err = 0;
+    ck_assert(world_until(w, 20000, runs_somewhere, VM));
+    resumed_from_image(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_start_that_fails_does_not_cost_the_image)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned mirror = mirror_of(w);
+
+    w->nodes[mirror].start_err = -EIO;
+    power_off(w, 0);
+    ck_assert(world_until(w, 20000, runs_somewhere, VM));
+    resumed_from_image(w, 1, 7);
+    ck_assert_int_ne(world_where(w, VM), (int)mirror);
+    ck_assert_uint_eq(world_epoch(w, VM), 3);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_second_loss_before_anybody_counts_takes_the_same_image_again)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned mirror = mirror_of(w);
+    struct mst_definition other = world_def("db", 690, false);
+
+    world_define(w, &other);
+    world_start_vm(w, "db", w->nodes[mirror].hello.node); /* so that it is resumed beside its image */
+    power_off(w, 0);
+    ck_assert(world_until(w, 15000, recovery_closed, NULL));
+    ck_assert_int_eq(world_where(w, VM), mirror == 1 ? 2 : 1);
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "db", NULL), 0);
+    world_vm_die(w, (unsigned)world_where(w, VM), VM); /* without a checkpoint of its own */
+    world_run(w, 200);
+    ck_assert(world_until(w, 15000, runs_somewhere, VM));
+    resumed_from_image(w, 1, 7);
+    ck_assert_uint_eq(world_epoch(w, VM), 3);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_drained_node_moves_its_mirrored_vm_alive)
+{
+    struct world *w = mirrored_vm(3);
+
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n1", NULL), 0);
+    ck_assert(world_until(w, 15000, recovery_closed, NULL));
+    ck_assert_int_ne(world_where(w, VM), 0);
+    ck_assert(!world_last(w, MST_ORDER_START, VM)->image);
+    ck_assert_uint_eq(world_last(w, MST_ORDER_START, VM)->source_seq, 8);
+    world_checkpoint(w, VM, 9);
+    ck_assert(world_until(w, 10000, is_mirrored, VM));
+    world_free(w);
+}
+END_TEST
+
+/* --- a coordinator that starts anew --- */
+
+START_TEST(a_restarted_coordinator_takes_up_its_mirrors)
+{
+    struct world *w = mirrored_vm(3);
+    uint64_t log_id = world_mirror(w, VM, 0)->log_id;
+
+    world_restart(w);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    world_run(w, 5000);
+    ck_assert_uint_eq(world_mirror(w, VM, 0)->log_id, log_id);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 1);
+    ck_assert(!look(w).exposed);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_restarted_coordinator_takes_up_a_mirror_that_is_being_seeded)
+{
+    struct world *w = world_new(2);
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_run(w, 1500);
+    ck_assert(image_there(w, 1, 1));
+    world_restart(w);
+    world_run(w, 6000);
+    world_checkpoint(w, VM, 7);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_eq(w->nodes[1].images_made, 1);
+    world_free(w);
+}
+END_TEST
+
+/* The coordinator dies after its n-th transaction, from the start of the VM on. */
+START_TEST(mirroring_and_takeover_survive_a_crash_after_any_transaction)
+{
+    struct world *w = world_new(3);
+    struct mst_definition def = world_mirror_def(VM, 16);
+    unsigned mirror;
+
+    w->crash_delivers = _i % 2;
+    world_define(w, &def);
+    (void)world_ask(w, MST_REQ_START, VM, "n1");
+    w->crash_at = w->commits + 1 + (unsigned)_i / 2;
+    ck_assert(world_until(w, 10000, runs_somewhere, VM));
+    world_checkpoint(w, VM, 7);
+    ck_assert(world_until(w, 20000, is_mirrored, VM));
+    world_run(w, 1200);
+    mirror = mirror_of(w);
+    power_off(w, 0);
+    ck_assert(world_until(w, 40000, runs_somewhere, VM));
+    resumed_from_image(w, 1, 7);
+    world_checkpoint(w, VM, 8);
+    ck_assert(world_until(w, 20000, is_mirrored, VM));
+    world_run(w, 6000);
+    ck_assert(!image_there(w, mirror, 1));
+    world_free(w);
+}
+END_TEST
+
+/* --- planted bugs: each must breach a rule --- */
+
+static struct world *watched(unsigned nodes)
+{
+    struct world *w = world_new(nodes);
+
+    w->breach_is_told = true;
+    return w;
+}
+
+static struct world *watched_vm(unsigned nodes, bool stuck)
+{
+    struct world *w = watched(nodes);
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    for (unsigned i = 1; i < nodes; i++)
+        w->nodes[i].image_stuck = stuck;
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    world_run(w, 3000);
+    return w;
+}
+
+static struct world *tell_uncounted(void)
+{
+    struct world *w = watched_vm(2, false);
+
+    w->nodes[1].mirror_err = -ENOSPC;
+    w->nodes[0].logs[0].phase = MST_MIRROR_FAILED;
+    for (unsigned i = 0; i < 300 && (!world_mirror(w, VM, 0) || world_mirror(w, VM, 0)->counts); i++)
+        world_run(w, 10);
+    power_off(w, 0);
+    world_run(w, 15000);
+    return w;
+}
+
+static struct world *tell_unjoined(void)
+{
+    return watched_vm(2, true);
+}
+
+static struct world *tell_dropped(void)
+{
+    struct world *w = watched_vm(2, false);
+
+    w->commit_err = -ENOSPC;
+    w->nodes[0].logs[0].phase = MST_MIRROR_FAILED;
+    world_run(w, 3000);
+    return w;
+}
+
+static struct world *tell_unrevoked(void)
+{
+    struct world *w = watched_vm(2, false);
+
+    power_off(w, 0);
+    world_run(w, 15000);
+    return w;
+}
+
+/* Someone counted under epoch 2 and has left; a copy of epoch 1 that counted is still there. */
+static struct world *tell_older(void)
+{
+    struct world *w = watched(3);
+    struct mst_definition def = world_mirror_def(VM, 16);
+    struct mst_slot *old;
+
+    w->nodes[1].mirror_err = w->nodes[2].mirror_err = -ENOSPC;
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_run(w, 500);
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        if (w->rows[i].kind == MST_ROW_VM) {
+            w->rows[i].vm.epoch = 2;
+            w->rows[i].vm.image_floor = 0;
+        }
+    }
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
+        if (w->nodes[0].slots[i].used)
+            w->nodes[0].slots[i].s.epoch = 2;
+    }
+    old = world_slot_new(&w->nodes[2], VM, 1);
+    old->run_state = MST_RUN_IMAGE;
+    old->image_state = MST_SLOT_IMAGE_REVOKED;
+    old->save_seq = 30;
+    w->rows = realloc(w->rows, (w->rows_room + 2) * sizeof(*w->rows));
+    w->rows[w->rows_count++] = (struct mst_row){
+        .kind = MST_ROW_MIRROR,
+        .mirror = {
+            .vm = VM, .n = 0, .epoch = 1, .node_id = 3, .instance = w->nodes[2].hello.instance, .log_id = 5, .counts = true}};
+    w->rows[w->rows_count++] = (struct mst_row){
+        .kind = MST_ROW_MIRROR, .mirror = {.vm = VM, .n = 1, .epoch = 2, .node_id = 2, .instance = 7, .log_id = 6}};
+    power_off(w, 0);
+    world_restart(w);
+    world_run(w, 15000);
+    return w;
+}
+
+static const struct planted {
+    unsigned mutant;
+    const char *what, *breach;
+    struct world *(*tell)(void);
+} planted[] = {
+    {90, "an image is resumed from that does not count", "which does not count", tell_uncounted},
+    {91, "a mirror counts before its source waits for it", "before its source waits", tell_unjoined},
+    {92, "a mirror is left out before the row says so", "to leave a mirror out that counts", tell_dropped},
+    {93, "an image is resumed from whose log was not closed", "was not verified", tell_unrevoked},
+    {94, "the image of an older epoch is preferred", "somebody counted under 2", tell_older},
+};
+#define PLANTED (int)(sizeof(planted) / sizeof(planted[0]))
+
+START_TEST(a_planted_bug_breaches_its_rule_and_nothing_does_without_it)
+{
+    const struct planted *p = &planted[_i];
+    struct world *w = p->tell();
+
+    ck_assert_str_eq(w->breach, "");
+    world_free(w);
+    mst_mutant = p->mutant;
+    w = p->tell();
+    ck_assert_msg(strstr(w->breach, p->breach) != NULL, "mutant %u lives (%s): '%s'", p->mutant, p->what, w->breach);
+    world_free(w);
+    mst_mutant = 0;
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("core/mirror");
+    TCase *tcase = tcase_create("mirror");
+    SRunner *runner = srunner_create(suite);
+    int failed;
+
+    tcase_set_timeout(tcase, 60);
+    tcase_add_test(tcase, a_running_vm_gets_a_mirror_where_most_memory_is_and_status_says_since_when);
+    tcase_add_test(tcase, vms_under_other_levels_get_none);
+    tcase_add_test(tcase, only_allowed_nodes_become_mirrors);
+    tcase_add_test(tcase, a_mirror_that_fails_counts_no_more_is_left_out_forgotten_and_replaced);
+    tcase_add_test(tcase, a_failed_mirror_is_tried_again_on_the_same_node_when_there_is_no_other);
+    tcase_add_test(tcase, a_mirror_whose_node_is_lost_is_replaced);
+    tcase_add_test(tcase, a_mirror_whose_keeper_starts_anew_is_seeded_anew);
+    tcase_add_test(tcase, without_room_for_an_image_the_numbers_are_said_and_the_vm_runs_on);
+    tcase_add_test(tcase, a_node_that_refuses_an_image_is_asked_again_less_and_less_often);
+    tcase_add_test(tcase, an_image_counts_against_the_memory_of_its_node);
+    tcase_add_test(tcase, an_image_is_forgotten_when_the_vm_is_stopped);
+    tcase_add_test(tcase, a_lost_node_costs_nothing_that_its_mirror_acknowledged);
+    tcase_add_test(tcase, after_a_takeover_it_is_exposed_until_a_new_mirror_counts_and_old_images_go);
+    tcase_add_test(tcase, another_node_pulls_from_the_image_when_its_own_has_no_room);
+    tcase_add_test(tcase, an_image_that_does_not_count_is_not_resumed_from);
+    tcase_add_test(tcase, a_mirror_that_is_away_is_waited_for_with_its_reason);
+    tcase_add_test(tcase, when_both_are_lost_it_is_restarted_and_the_loss_is_said);
+    tcase_add_test(tcase, a_damaged_image_is_not_used_and_the_loss_is_said);
+    tcase_add_test(tcase, a_mirror_that_had_left_is_not_resumed_from);
+    tcase_add_test(tcase, an_image_whose_keeper_started_anew_still_counts_and_is_verified);
+    tcase_add_test(tcase, its_own_save_is_preferred_when_its_memory_can_be_read);
+    tcase_add_test(tcase, a_save_that_does_not_check_is_replaced_by_the_image);
+    tcase_add_test(tcase, a_start_that_fails_does_not_cost_the_image);
+    tcase_add_test(tcase, a_second_loss_before_anybody_counts_takes_the_same_image_again);
+    tcase_add_test(tcase, a_drained_node_moves_its_mirrored_vm_alive);
+    tcase_add_test(tcase, a_restarted_coordinator_takes_up_its_mirrors);
+    tcase_add_test(tcase, a_restarted_coordinator_takes_up_a_mirror_that_is_being_seeded);
+    tcase_add_loop_test(tcase, mirroring_and_takeover_survive_a_crash_after_any_transaction, 0, 40);
+    tcase_add_loop_test(tcase, a_planted_bug_breaches_its_rule_and_nothing_does_without_it, 0, PLANTED);
+    suite_add_tcase(suite, tcase);
+    srunner_run_all(runner, CK_NORMAL);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -131,6 +131,7 @@ static const struct show_column vm_columns[] = {
     {"CHECKPOINT", "save_seq", NULL, 1},
     {"AGE", "save_age_ms", " ms", 1},
     {"PAUSE", "pause_us", " us", 1},
+    {"MIRROR", "mirror", NULL, 0},
     {"NOTE", "text", NULL, 0},
 };
 static const struct show_column fault_columns[] = {
@@ -158,6 +159,12 @@ static const struct show_column recovery_vm_columns[] = {
     {"LOAD", "start.load_us", " us", 1},
     {"OUTCOME", "outcome", NULL, 0},
     {"NOTE", "text", NULL, 0},
+};
+static const struct show_column mirror_columns[] = {
+    {"MIRROR", "node", NULL, 0},          {"STATE", "state", NULL, 0},
+    {"COUNTS", "counts", NULL, 0},        {"SINCE", "since_wall_ms", " ms", 1},
+    {"CHECKPOINT", "acked_seq", NULL, 1}, {"OF", "sent_seq", NULL, 1},
+    {"BEHIND", "behind_ms", " ms", 1},    {"NOTE", "text", NULL, 0},
 };
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -279,6 +286,10 @@ static int show_one(struct context *ctx, Mainstay__What what, const char *key, c
         code = show_json(stdout, row) < 0 ? EXIT_FAILED : EXIT_OK;
     } else {
         print_object(row, "");
+        if (json_array_size(json_object_get(row, "mirrors")) > 0) {
+            putchar('\n');
+            show_table(stdout, json_object_get(row, "mirrors"), mirror_columns, COUNT(mirror_columns), terminal_width());
+        }
         if (json_array_size(json_object_get(row, "steps")) > 0) {
             putchar('\n');
             show_table(stdout, json_object_get(row, "steps"), step_columns, COUNT(step_columns), terminal_width());

@@ -60,6 +60,7 @@ static void take_vms(struct drill *d, const json_t *rows)
             drill_record_place(vm, node, (uint64_t)json_integer_value(json_object_get(row, "epoch")));
         if (!d->faults_begun) {
             vm->save_seq = (uint64_t)json_integer_value(json_object_get(row, "save_seq"));
+            vm->exposed = json_object_get(row, "exposed_ms") != NULL;
             vm->save_age_ms = (uint64_t)json_integer_value(json_object_get(row, "save_age_ms"));
             vm->pause_us = (uint64_t)json_integer_value(json_object_get(row, "pause_us"));
         }

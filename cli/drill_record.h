@@ -56,6 +56,7 @@ struct drill_vm_record {
     char node[MST_NAME_BYTES]; /* where it runs, as far as is known: of the newest epoch */
     uint64_t epoch;
     uint64_t save_seq, save_age_ms, pause_us; /* last seen before the first fault */
+    bool exposed;                             /* under protect mirror, and nobody has its checkpoints */
     struct drill_beat *beats;
     size_t beats_count, beats_room;
     struct drill_hit hits[DRILL_HITS_MAX];

@@ -277,6 +277,10 @@ static bool vms_settled(struct drill *d, char *text, size_t size)
             snprintf(text, size, "%s has no checkpoint yet", vm->name);
             return false;
         }
+        if (vm->exposed) {
+            snprintf(text, size, "%s has no mirror yet", vm->name);
+            return false;
+        }
         if (vm->node[0] == '\0') {
             snprintf(text, size, "it is not known where %s runs", vm->name);
             return false;

@@ -26,6 +26,7 @@ struct buffer {
     Mainstay__NodeView nodes[ROWS_MAX], *nodes_list[ROWS_MAX];
     struct mst_node_look node_looks[ROWS_MAX];
     Mainstay__VmView vms[ROWS_MAX], *vms_list[ROWS_MAX];
+    Mainstay__MirrorView mirrors[ROWS_MAX][MST_MIRRORS_MAX], *mirrors_list[ROWS_MAX][MST_MIRRORS_MAX];
     struct mst_vm_look vm_looks[ROWS_MAX];
     Mainstay__FaultView faults[ROWS_MAX], *faults_list[ROWS_MAX];
     Mainstay__FaultReport reports[ROWS_MAX];
@@ -94,6 +95,36 @@ static bool add_node(struct app *app, struct buffer *b, unsigned index)
 
 /* --- VMs --- */
 
+static void fill_mirrors(struct app *app, struct buffer *b, const struct mst_vm_look *look, Mainstay__VmView *v)
+{
+    size_t row = b->view.n_vms;
+
+    v->mirrors = b->mirrors_list[row];
+    v->has_exposed_ms = look->exposed;
+    v->exposed_ms = look->exposed_ms;
+    v->mirror = look->protection[0] ? (char *)look->protection : NULL;
+    for (unsigned i = 0; i < look->mirrors_count; i++) {
+        const struct mst_mirror_look *from = &look->mirrors[i];
+        Mainstay__MirrorView *m = &b->mirrors[row][v->n_mirrors];
+
+        if (from->node < 0)
+            continue;
+        mainstay__mirror_view__init(m);
+        m->node = app->conf->nodes[from->node].name;
+        m->state = (char *)from->state;
+        m->has_counts = m->has_acked_seq = m->has_sent_seq = 1;
+        m->counts = from->counts;
+        m->acked_seq = from->acked_seq;
+        m->sent_seq = from->sent_seq;
+        m->has_since_wall_ms = from->since_wall_ms != 0;
+        m->since_wall_ms = from->since_wall_ms;
+        m->has_behind_ms = from->acked_seq != 0;
+        m->behind_ms = from->behind_ms;
+        m->text = from->text[0] ? (char *)from->text : NULL;
+        b->mirrors_list[row][v->n_mirrors++] = m;
+    }
+}
+
 static bool add_vm(struct app *app, struct buffer *b, const struct mst_vm_look *from)
 {
     struct mst_vm_look *look = &b->vm_looks[b->view.n_vms];
@@ -115,6 +146,7 @@ static bool add_vm(struct app *app, struct buffer *b, const struct mst_vm_look *
         v->save_age_ms = b->now.wall_ms > look->save_wall_ms ? b->now.wall_ms - look->save_wall_ms : 0;
     }
     v->text = look->text[0] ? look->text : NULL;
+    fill_mirrors(app, b, look, v);
     if (!fits(b, mainstay__vm_view__get_packed_size(v))) {
         if (v->definition)
             mainstay__vm_definition__free_unpacked(v->definition, NULL);

@@ -141,7 +141,7 @@ void sample_free(mst_envelope *env)
 
 size_t sample_frame(unsigned i, uint8_t *out)
 {
-    static uint8_t frames[128][1024]; /* packed once: tests ask hundreds of thousands of times */
+    static uint8_t frames[128][2048]; /* packed once: tests ask hundreds of thousands of times */
     static size_t bytes[128];
     uint8_t whole[MST_MESSAGE_BYTES_MAX];
     struct mst_why why = {""};

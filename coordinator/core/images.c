@@ -98,6 +98,15 @@ void images_ask(struct mst_core *core, const struct rec *rec, struct rvm *rvm, b
     }
 }
 
+bool images_asked(const struct rvm *rvm)
+{
+    for (unsigned n = 0; n < MST_MIRRORS_MAX; n++) {
+        if (rvm->images[n].order != 0)
+            return true;
+    }
+    return false;
+}
+
 /* Its slot will say the same when it is read the next time. */
 static void note_verified(struct node *node, const char *vm, uint64_t epoch)
 {
@@ -214,7 +223,7 @@ void images_loss(const struct mst_core *core, const struct vm *vm, char *text, s
     if (vm->def.protect != MST_PROTECT_MIRROR)
         return;
     if (!last || last->d.epoch < vm->d.image_floor)
-        text_set(text, size, ", and it had no mirror yet");
+        text_set(text, size, ", and no mirror had it");
     else if (!last->d.counts)
         text_set(text, size, ", and it was exposed: its mirror on %s had left", node_name(core, last->d.node_id));
     else

@@ -210,11 +210,11 @@ struct rvm {
     char why[MST_TEXT_BYTES];
     struct mst_start_result start;
     uint64_t retry_ms;
-    uint64_t read_want;     /* number of the read that will do, 0: not asked */
-    bool seen;              /* READING2: that read went well */
-    uint64_t refused_epoch; /* of the save that was refused when it was pulled ... */
-    uint32_t refused;       /* ... so often, in this run */
-    uint32_t away_node;     /* READING2: its newest save may be there, which could not be asked; 0: none */
+    uint64_t read_want;               /* number of the read that will do, 0: not asked */
+    bool seen;                        /* READING2: that read went well */
+    struct mst_save_ref refused_save; /* that was refused when it was pulled ... */
+    uint32_t refused;                 /* ... so often, in this run */
+    uint32_t away_node;               /* READING2: its newest save may be there, which could not be asked; 0: none */
     struct image_look images[MST_MIRRORS_MAX];
 };
 
@@ -509,7 +509,8 @@ bool image_counts(const struct vm *vm, unsigned n); /* what place n left may be 
 enum save_fate images_newest(const struct mst_core *core, int index, const struct image_look *looks, struct mst_save_ref *ret);
 /* Asks those that count to close their logs and verify; the VM is proved stopped. */
 void images_ask(struct mst_core *core, const struct rec *rec, struct rvm *rvm,
-                bool late); /* late: who has answered is not asked again */
+                bool late);               /* late: who has answered is not asked again */
+bool images_asked(const struct rvm *rvm); /* an answer is on its way: a keeper that checks all of an image takes its time */
 bool image_answered(const struct rvm *rvm, const struct vm *vm, const struct mst_save_ref *save); /* it was found whole now */
 void revoke_answered(struct mst_core *core, const struct pending *order, const struct mst_answer *answer);
 bool image_needed(const struct mst_core *core, const struct node *node, const struct vm *vm, const struct mst_slot *slot);

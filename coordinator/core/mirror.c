@@ -261,11 +261,14 @@ void mirror_applied(struct mst_core *core, const struct mst_mirror_row *row)
 static bool row_to_write(const struct mst_core *core, const struct vm *vm, const struct mirror *m)
 {
     int node = node_find_id(core, m->node_id);
+    int source = node_find_id(core, vm->d.node_id);
 
     if (m->epoch != vm->d.epoch)
         return false;
     if (m->state == MIRROR_FAILED)
         return row_counts(m);
+    if (source < 0 || core->nodes[source].link == 0 || core->nodes[source].instance != vm->d.instance)
+        return false; /* whether it still waits for it is not known */
     if (m->state != MIRROR_JOINED && !(MST_MUTANT(91) && m->state == MIRROR_SEEDING))
         return false;
     return m->instance != 0 && node >= 0 && core->nodes[node].link != 0 && core->nodes[node].instance == m->instance;

@@ -51,16 +51,6 @@ static bool save_matters(const struct rec *rec, const struct vm *vm)
            !panics_again(rec, vm);
 }
 
-/* A mirror's keeper that checks all of an image takes its time. */
-static bool images_asked(const struct rvm *rvm)
-{
-    for (unsigned n = 0; n < MST_MIRRORS_MAX; n++) {
-        if (rvm->images[n].order != 0)
-            return true;
-    }
-    return false;
-}
-
 static uint64_t saves_deadline_ms(const struct mst_core *core)
 {
     return core->conf.keeper_return_ms + 2000u;
@@ -378,10 +368,12 @@ static void count_moves(struct mst_core *core, struct rec *rec)
 /* --- RESUMING --- */
 
 /* -EUCLEAN comes from nobody but the pull: the save itself does not check. Twice says that it is not the reader. */
-static void note_refusal(struct rvm *rvm, uint64_t save_epoch)
+static void note_refusal(struct rvm *rvm, const struct mst_save_ref *save)
 {
-    rvm->refused = rvm->refused_epoch == save_epoch ? rvm->refused + 1 : 1;
-    rvm->refused_epoch = save_epoch;
+    bool again = rvm->refused_save.epoch == save->epoch && rvm->refused_save.image == save->image;
+
+    rvm->refused = again ? rvm->refused + 1 : 1;
+    rvm->refused_save = *save;
 }
 
 void start_answered(struct mst_core *core, const struct pending *order, const struct mst_answer *answer)
@@ -404,7 +396,7 @@ void start_answered(struct mst_core *core, const struct pending *order, const st
         rvm->start = answer->start;
         text_set(rvm->why, sizeof(rvm->why), "%s", answer->text);
         if (answer->err == -EUCLEAN && rvm->d.how == MST_HOW_RESUME && rvm->vm >= 0)
-            note_refusal(rvm, core->vms[rvm->vm].d.save.epoch);
+            note_refusal(rvm, &core->vms[rvm->vm].d.save);
     }
 }
 
@@ -506,8 +498,13 @@ static void stage_start_failed(struct mst_core *core, struct rec *rec, unsigned 
         row->tried |= UINT64_C(1) << index;
     text_set(row->text, sizeof(row->text), "start on %s failed: %s %.130s", node_name(core, rvm->d.to_node_id),
              mst_errname(rvm->err), rvm->why);
-    if (rvm->err == -EUCLEAN && rvm->refused >= REFUSED_MAX && rvm->vm >= 0)
-        memset(&txn_vm(core, rvm->vm)->save, 0, sizeof(struct mst_save_ref));
+    if (rvm->err == -EUCLEAN && rvm->refused >= REFUSED_MAX && rvm->vm >= 0) {
+        struct mst_vm_row *vm = txn_vm(core, rvm->vm);
+
+        if (vm->save.image)
+            vm->image_floor = vm->save.epoch + 1;
+        memset(&vm->save, 0, sizeof(vm->save));
+    }
     core_log(core, MST_LOG_WARNING, "recovery=%" PRIu64 " vm=%s %s", rec->d.id, rvm->d.vm, row->text);
 }
 

@@ -343,7 +343,7 @@ START_TEST(an_image_that_does_not_count_is_not_resumed_from)
     power_off(w, 0);
     ck_assert(world_until(w, 15000, recovery_closed, NULL));
     ck_assert_int_eq(world_rvm(w, VM)->outcome, MST_OUT_RESTARTED);
-    ck_assert_ptr_nonnull(strstr(world_rvm(w, VM)->text, "it had no mirror yet"));
+    ck_assert_ptr_nonnull(strstr(world_rvm(w, VM)->text, "no mirror had it"));
     ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR_REVOKE, VM), 0);
     world_free(w);
 }
@@ -469,6 +469,21 @@ START_TEST(a_save_that_does_not_check_is_replaced_by_the_image)
     w->nodes[0].start_err = w->nodes[1].start_err = 0;
     ck_assert(world_until(w, 20000, runs_somewhere, VM));
     resumed_from_image(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(an_image_that_two_pulls_refuse_is_bad_itself)
+{
+    struct world *w = mirrored_vm(3);
+
+    w->nodes[1].start_err = w->nodes[2].start_err = -EUCLEAN;
+    power_off(w, 0);
+    for (unsigned i = 0; i < 3000 && world_orders(w, MST_ORDER_START, VM) < 3; i++)
+        world_run(w, 10);
+    w->nodes[1].start_err = w->nodes[2].start_err = 0;
+    ck_assert(world_until(w, 20000, runs_somewhere, VM));
+    ck_assert_int_eq(world_rvm(w, VM)->outcome, MST_OUT_RESTARTED);
     world_free(w);
 }
 END_TEST
@@ -743,6 +758,7 @@ int main(void)
     tcase_add_test(tcase, an_image_whose_keeper_started_anew_still_counts_and_is_verified);
     tcase_add_test(tcase, its_own_save_is_preferred_when_its_memory_can_be_read);
     tcase_add_test(tcase, a_save_that_does_not_check_is_replaced_by_the_image);
+    tcase_add_test(tcase, an_image_that_two_pulls_refuse_is_bad_itself);
     tcase_add_test(tcase, a_start_that_fails_does_not_cost_the_image);
     tcase_add_test(tcase, a_second_loss_before_anybody_counts_takes_the_same_image_again);
     tcase_add_test(tcase, a_drained_node_moves_its_mirrored_vm_alive);

@@ -520,7 +520,8 @@ static void obey(struct world *w, unsigned i)
             break;
         }
     }
-    mst_core_answer(w->core, &t, o->token, &a);
+    if (!w->crashed) /* otherwise nobody is there to hear it */
+        mst_core_answer(w->core, &t, o->token, &a);
 }
 
 static void join(struct world *w, unsigned index)
@@ -606,6 +607,7 @@ static void finish_commit(struct world *w)
                 obey(w, i);
         }
         world_restart(w); /* durable, and nothing of what follows from it has happened */
+        w->crashed = false;
         return;
     }
     mst_core_committed(w->core, &t, 0, "");

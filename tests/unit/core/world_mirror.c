@@ -71,9 +71,11 @@ static struct world_log *log_of(struct world_node *n, const char *vm, uint64_t e
 void world_mirror_row(struct world *w, const struct mst_mirror_row *row)
 {
     const struct mst_vm_row *vm = vm_row(w, row->vm);
-    struct world_log *log = vm && vm->node_id ? log_of(&w->nodes[vm->node_id - 1], row->vm, row->epoch, row->log_id) : NULL;
+    struct world_node *source = vm && vm->node_id ? &w->nodes[vm->node_id - 1] : NULL;
+    struct mst_slot *slot = source && source->up && source->powered ? world_slot(source, row->vm, row->epoch) : NULL;
+    struct world_log *log = slot ? log_of(source, row->vm, row->epoch, row->log_id) : NULL;
 
-    if (row->counts && vm->epoch == row->epoch && !vm->fenced && (!log || log->acked_seq == 0))
+    if (row->counts && slot && slot->run_state == MST_RUN_RUNNING && (!log || log->acked_seq == 0))
         breach(w, "%s counts on n%u before its source waits for it", row->vm, row->node_id);
 }
 

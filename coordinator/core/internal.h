@@ -348,6 +348,7 @@ bool node_has_open(const struct mst_core *core, uint32_t node_id, unsigned scope
 int node_open(const struct mst_core *core, uint32_t node_id, unsigned scopes);      /* newest such recovery, -1 */
 int node_lost(const struct mst_core *core, unsigned index); /* open recovery of the node's newest instance as a whole, -1 */
 bool rec_room(const struct mst_core *core);
+uint64_t nodes_flapping(const struct mst_core *core); /* bits: a link that flaps is up whenever one looks */
 void plan_nodes_fill(const struct mst_core *core, struct mst_plan_node nodes[static MST_NODES_MAX]);
 unsigned place(struct mst_core *core, struct rec *rec, const unsigned *which, unsigned count, bool elsewhere_only,
                struct mst_placement *ret); /* which: indices of rec->vms */

@@ -474,7 +474,7 @@ static void choose(struct mst_core *core, struct vm *vm, struct mirror *m, unsig
                                      .allowed = vm->def.allowed,
                                      .allowed_count = vm->def.allowed_count,
                                      .never = taken(core, vm),
-                                     .avoid = vm->mirror_avoid};
+                                     .avoid = vm->mirror_avoid | nodes_flapping(core)};
     struct mst_placement placed;
     char text[MST_TEXT_BYTES];
 

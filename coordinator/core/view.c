@@ -273,6 +273,17 @@ static void plan_node_fill(const struct mst_core *core, unsigned index, struct m
     node_use(core, index, &ret->used_vcpus, &ret->used_slots);
 }
 
+uint64_t nodes_flapping(const struct mst_core *core)
+{
+    uint64_t bits = 0;
+
+    for (unsigned i = 0; i < core->nodes_count; i++) {
+        if (core->nodes[i].unreached_ms != 0 && core->now_ms - core->nodes[i].unreached_ms < FLAPPING_MS)
+            bits |= UINT64_C(1) << i;
+    }
+    return bits;
+}
+
 /* Where a VM would rather be: by what failed, and by where its save lies. */
 static void plan_vm_fill(const struct mst_core *core, const struct rec *rec, const struct mst_rvm_row *rvm, bool elsewhere_only,
                          struct mst_plan_vm *ret)
@@ -304,10 +315,7 @@ static void plan_vm_fill(const struct mst_core *core, const struct rec *rec, con
         ret->prefer_id = staged_vm(core, vm_find(core, rvm->vm))->save.node_id;
     if (elsewhere && !elsewhere_only)
         ret->fallback_id = rvm->from_node_id;
-    for (unsigned i = 0; i < core->nodes_count; i++) { /* a link that flaps is up whenever one looks */
-        if (core->nodes[i].unreached_ms != 0 && core->now_ms - core->nodes[i].unreached_ms < FLAPPING_MS)
-            ret->avoid |= UINT64_C(1) << i;
-    }
+    ret->avoid |= nodes_flapping(core);
     if (rvm->how == MST_HOW_BOOT && from >= 0) { /* what it left behind is dropped before it boots there */
         for (unsigned i = 0; i < core->nodes[from].held_count; i++) {
             if (strcmp(core->nodes[from].held[i].s.vm, vm->d.name) != 0)

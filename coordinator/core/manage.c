@@ -117,11 +117,12 @@ static void answered(struct mst_core *core, unsigned index, const struct mst_man
 void mst_core_managed(struct mst_core *core, const struct mst_time *now, unsigned node, int err, const char *text,
                       const struct mst_managed *answer)
 {
-    struct node *n = &core->nodes[node];
+    struct node *n;
 
     core_time(core, now);
-    if (node >= core->nodes_count || !n->manage.asking)
+    if (node >= core->nodes_count || !core->nodes[node].manage.asking)
         return;
+    n = &core->nodes[node];
     n->manage.asking = false;
     if (err != n->manage.err)
         core_log(core, err ? MST_LOG_WARNING : MST_LOG_NOTICE, "node=%s its management address %s%s", n->conf.name,
@@ -141,7 +142,7 @@ void mst_core_managed(struct mst_core *core, const struct mst_time *now, unsigne
 bool manage_holds(struct mst_core *core, unsigned index, uint32_t kind, const char *text)
 {
     struct node *node = &core->nodes[index];
-    struct mst_report report = {.kind = kind, .instance = node->instance};
+    struct mst_report report = {.kind = MST_FAULT_NODE_UNREACHABLE, .instance = node->instance}; /* whatever kind says */
 
     if (!core->io.manage || !node->conf.managed || kind == MST_FAULT_KEEPER_SILENT || node_lost(core, index) >= 0)
         return false;
@@ -157,7 +158,7 @@ bool manage_holds(struct mst_core *core, unsigned index, uint32_t kind, const ch
     text_set(report.text, sizeof(report.text), "%.100s; its keeper answers at its management address", text);
     text_set(report.node, sizeof(report.node), "%s", node->conf.name);
     text_set(report.reporter, sizeof(report.reporter), "coordinator");
-    if (!report_waits(core, kind, node->conf.name, ""))
+    if (!report_waits(core, report.kind, node->conf.name, ""))
         report_queue(core, &report, 0, 0, -1);
     return true;
 }

@@ -59,12 +59,16 @@ static void nothing_was_done(struct world *w)
     ck_assert_int_eq(world_where(w, "web01"), 0);
 }
 
-/* 0: its link is closed; 1: it stays, and reads fail */
+/* 0: its link is closed; 1: it stays, and reads fail; 2: it is closed as if the keeper had died, which is how a deleted RDMA device looks */
 START_TEST(a_node_whose_keeper_answers_is_degraded_and_its_vms_run_on)
 {
     struct world *w = managed_world();
 
-    if (_i == 0)
+    if (_i == 2) {
+        mst_core_link_closed(w->core, &(struct mst_time){.us = w->now_us, .wall_ms = 1}, w->nodes[0].link, -ECONNRESET, "gone");
+        w->nodes[0].link = 0;
+    }
+    if (_i != 1)
         world_cut(w, 0, true);
     else
         w->nodes[0].reads_fail = w->nodes[0].orders_wait = true;
@@ -355,7 +359,7 @@ int main(void)
     int failed;
 
     tcase_set_timeout(tc, 110);
-    tcase_add_loop_test(tc, a_node_whose_keeper_answers_is_degraded_and_its_vms_run_on, 0, 2);
+    tcase_add_loop_test(tc, a_node_whose_keeper_answers_is_degraded_and_its_vms_run_on, 0, 3);
     tcase_add_test(tc, when_the_answers_stop_it_is_fenced_and_taken_over_once);
     tcase_add_test(tc, a_dead_node_is_given_up_no_later_than_without_a_management_address);
     tcase_add_test(tc, a_node_without_a_management_address_is_not_asked);

@@ -246,14 +246,20 @@ static void write_done(void *arg, int err)
     mst_mirror_go(m);
 }
 
+/* Before the first and before each WRITE: only the present grant's memory goes out, and nothing after a pause (then mst_mirrors_go goes on). */
+static bool may_write(const struct mst_mirror *m)
+{
+    return mst_tenure_settled(m->keeper, NULL) && mst_guard_check(m->keeper->guard, m->vm->name, m->vm->epoch, NULL) == 0;
+}
+
 static void writes_post(struct mst_mirror *m)
 {
     struct mst_msend_write write;
     struct write *one;
     int r;
 
-    if (!mst_tenure_settled(m->keeper, NULL))
-        return; /* mst_mirrors_go */
+    if (!may_write(m))
+        return;
     while (m->writing < WRITES_MAX && mst_msend_writes(m->send, &write, 1) == 1) {
         one = malloc(sizeof(*one));
         if (!one) {
@@ -324,6 +330,10 @@ void mst_mirror_checkpoint(struct mst_mirror *m, const struct mst_save_record *r
     if (m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED || !m->ready || record->seq == m->put_seq ||
         (m->pending && record->seq == m->next_record.seq))
         return;
+    if (m->vm->epoch != m->grant.epoch || strcmp(m->vm->name, m->grant.vm) != 0 || record->ram_bytes != m->grant.ram_bytes) {
+        mst_mirror_fail(m, -ESTALE, "the slot is another VM's now"); /* never: mst_mirrors_vm_gone */
+        return;
+    }
     if (m->put_seq != 0 && (m->pending || whole || !known || record->seq != m->put_seq + 1)) {
         mst_why_set(&why, -ESTALE, "checkpoint %" PRIu64 " comes after %" PRIu64 ", and what lies between is not known",
                     record->seq, m->put_seq);

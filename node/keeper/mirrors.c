@@ -415,6 +415,9 @@ int mst_mirrors_to(struct mst_keeper *k, const struct mst_asker *asker, const ms
     if (r == 0 && !find(k, order->vm, order->epoch, order->grant->log_id)) {
         if (!vm->areas_ready)
             r = mst_why_set(why, -EAGAIN, "%s epoch %" PRIu64 " has no memory yet", order->vm, order->epoch);
+        else if (vm->state != MST_RUN_RUNNING && vm->state != MST_RUN_PAUSED)
+            r = mst_why_set(why, -EAGAIN, "%s epoch %" PRIu64 " is %s: it is mirrored when it runs", order->vm, order->epoch,
+                            mst_slot_state_name(vm->state));
         else if (!vm->areas.area[MST_AREA_SHADOW].addr)
             r = mst_why_set(why, -EINVAL, "%s is not protected: it has no checkpoints to mirror", order->vm);
         else if (count_of(k, vm) >= MST_MIRRORS_MAX)

@@ -165,6 +165,7 @@ static void start_failed(struct relay *one, int error, const char *text)
         vm->users++;
         vm->drop_pending = !vm->ran;
         mst_pull_cancel(vm, "its start has failed");
+        mst_mirrors_vm_gone(vm);
     }
     if (mst_proc_kill(k, one->vm, start_failed_done, one) < 0)
         start_failed_done(one, -ETIMEDOUT);

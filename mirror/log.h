@@ -22,7 +22,7 @@
 #define MST_MLOG_VERSION    1u
 #define MST_MLOG_RING_OFF   4096u
 #define MST_MLOG_RING_MIN   (64u << 10)
-#define MST_MLOG_RING_MAX   (1u << 30)
+#define MST_MLOG_RING_MAX   (64u << 20)        /* a keeper's loop makes and frees it */
 #define MST_MLOG_RECORD_MAX MST_READ_BYTES_MAX /* one record is at most one WRITE, or two where the ring begins anew */
 #define MST_MLOG_LINE       64u
 #define MST_MLOG_PAGES_MAX  ((MST_MLOG_RECORD_MAX - 128u) / MST_PAGE_BYTES)

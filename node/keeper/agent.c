@@ -64,17 +64,18 @@ int mst_agent_send(struct mst_keeper *k, const mst_envelope *env)
     return mst_agent_up(k) ? mst_sock_send(k->agent->sock, env) : -ENOTCONN;
 }
 
-void mst_agent_reply_error(struct mst_keeper *k, uint64_t reply_to, int err, const struct mst_why *why)
+int mst_agent_reply_error(struct mst_keeper *k, uint64_t reply_to, int err, const struct mst_why *why)
 {
     Mainstay__Done done;
     mst_envelope env = MST_ENVELOPE(DONE, done, &done);
 
     if (!reply_to)
-        return;
+        return 0;
     mst_done_fill(&done, err, why);
     env.has_reply_to = 1;
     env.reply_to = reply_to;
-    mst_agent_send(k, &env);
+    MST_FAULT("agent.reply", return -ENOBUFS);
+    return mst_agent_send(k, &env);
 }
 
 void mst_agent_exited(struct mst_vm *vm, int wait_status)

@@ -241,6 +241,8 @@ static void written(struct mst_held_image *held, const Mainstay__MirrorWritten *
         held->moved_ms = mst_now_ms();
     if (said->position > held->written)
         held->written = said->position;
+    if (held->job != IMAGE_IDLE)
+        mst_held_image_ack(held); /* as it was: its worker may be a while, and no answer would look as if nobody were here */
     held->look = held->ack_owed = true;
     mst_held_image_go(held);
 }
@@ -341,10 +343,18 @@ void mst_images_areas_made(struct mst_vm *vm, int err, const struct mst_why *why
 
 void mst_held_image_seeded(struct mst_held_image *held, int err, const struct mst_why *why)
 {
-    if (err < 0)
+    struct mst_why here;
+
+    if (err < 0) {
         order_failed(held, err, why);
-    else
+    } else if (held->revoked) { /* meanwhile */
+        mst_why_set(&here, -EBUSY, "the image of %s epoch %" PRIu64 " was revoked while it was made: forget it first",
+                    held->vm->name, held->vm->epoch);
+        mst_control_reply_error(&held->order_asker, -EBUSY, &here);
+        held->order_asker = (struct mst_asker){0};
+    } else {
         grant_reply(held);
+    }
 }
 
 static int log_make(struct mst_held_image *held, struct mst_why *why)
@@ -449,7 +459,7 @@ int mst_images_order(struct mst_keeper *k, const struct mst_asker *asker, const 
         return mst_why_set(why, -EBUSY, "%s epoch %" PRIu64 " is here, and not an image whose log is open: forget it first", name,
                            order->epoch);
     held->order_asker = *asker;
-    if (held->image && held->job != IMAGE_SEED)
+    if (held->job != IMAGE_SEED && held->image) /* image: the worker's while it seeds */
         grant_reply(held);
     return 0;
 }
@@ -467,7 +477,7 @@ int mst_images_revoke(struct mst_keeper *k, const struct mst_asker *asker, const
                    held->source_node[0] ? held->source_node : "-");
         log_close(held);
     }
-    if (held->grant.log_id != 0 && (!held->image || held->job == IMAGE_SEED))
+    if (held->grant.log_id != 0 && (held->job == IMAGE_SEED || !held->image))
         return mst_why_set(why, -ENODATA, "the image of %s epoch %" PRIu64 " holds no checkpoint yet", order->vm, order->epoch);
     held->revoke_asker = *asker;
     if (mst_images_readable(vm))

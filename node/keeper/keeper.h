@@ -334,8 +334,8 @@ uint32_t mst_agent_restarts(const struct mst_keeper *k);
 int mst_agent_restart(struct mst_keeper *k, const char *text, struct mst_why *why); /* SIGKILL, and at once a new one */
 int mst_agent_send(struct mst_keeper *k, const mst_envelope *env);
 uint64_t mst_agent_session(const struct mst_keeper *k);
-void mst_agent_reply_error(struct mst_keeper *k, uint64_t reply_to, int err,
-                           const struct mst_why *why);     /* reply_to 0: nobody asked */
+/* reply_to 0: nobody asked. 0, or -errno when it could not be sent. */
+int mst_agent_reply_error(struct mst_keeper *k, uint64_t reply_to, int err, const struct mst_why *why);
 void mst_agent_exited(struct mst_vm *vm, int wait_status); /* VmExited */
 
 /* --- agent_port.c --- */

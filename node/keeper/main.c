@@ -127,6 +127,9 @@ int main(int argc, char **argv)
     int r;
 
     signal(SIGPIPE, SIG_IGN);
+    /* libuv has four worker threads. Here one may each make or free a VM's memory, or look through an image, for seconds, and the mirrors' turns
+     * must not wait for that: their peers would take them for dead. */
+    setenv("UV_THREADPOOL_SIZE", "16", 0);
     mst_log_init("mainstay-keeper");
     path = config_path(argc, argv);
     if (!path) {

@@ -22,7 +22,8 @@
 #define PAGES_PER_JOB 512u
 #define WRITES_MAX    16u
 #define WRITE_MS      5000u
-#define SEED_SHARE    4u /* so much of the ring a seed may take up: the rest is for checkpoints */
+#define SEED_SHARE                                                                                                               \
+    4u /* a seed goes on while it has less than this part of the ring, by at most as much: half is left to checkpoints */
 
 /* --- worker --- */
 
@@ -86,6 +87,9 @@ static int end_put(struct mst_mirror *m)
 
     rest.device = m->job_vm->areas.area[MST_AREA_SAVE].addr + layout.device_off[m->record.device_slot];
     r = r < 0 ? r : mst_msend_commit(m->send, &rest);
+    if (r ==
+        0) /* all of it was copied, and nothing is posted before this job ends: the pages have their digest, this is the rest's */
+        r = mst_save_device_check(&m->record, rest.device, &m->job_why);
     m->committed = m->committed || r == 0;
     return r;
 }
@@ -115,10 +119,11 @@ static int put_work(struct mst_mirror *m)
 static int fill_work(struct mst_mirror *m)
 {
     const uint8_t *shadow = m->job_vm->areas.area[MST_AREA_SHADOW].addr;
-    uint64_t pages = m->grant.ram_bytes / MST_PAGE_BYTES;
+    uint64_t pages = m->grant.ram_bytes / MST_PAGE_BYTES, share = m->grant.ring_bytes / SEED_SHARE / MST_PAGE_BYTES;
+    unsigned max = share < PAGES_PER_JOB ? (unsigned)share : PAGES_PER_JOB;
     int r = 0;
 
-    for (unsigned n = 0; n < PAGES_PER_JOB && m->fill_at < pages && r >= 0; m->fill_at += r >= 0) {
+    for (unsigned n = 0; n < max && m->fill_at < pages && r >= 0; m->fill_at += r >= 0) {
         r = 0;
         if (m->from_delta[m->fill_at / 8] & 1u << m->fill_at % 8)
             continue;

@@ -19,8 +19,9 @@
  */
 
 #define CONNECT_TRIES 6u
-#define ANSWER_MS     5000u  /* a mirror that was asked to look answers within */
-#define MOVE_MS       10000u /* so long a checkpoint may wait for ring space without anything being given back */
+#define ANSWER_MS     5000u /* a mirror whose link has opened sends its key, and one that was asked to look answers, within */
+#define MOVE_MS       10000u /* so long a checkpoint may wait for ring space without anything being given back, or for leave to send */
+#define STOOD_MS      2500u
 
 static const char *phase_name(Mainstay__MirrorPhase phase)
 {
@@ -163,6 +164,8 @@ void mst_mirrors_vm_gone(struct mst_vm *vm)
         if (m->vm == vm)
             end(m);
     }
+    if (vm->keeper->mirrors)
+        vm->keeper->mirrors->puts[vm->index].open = false;
 }
 
 /* --- the link --- */
@@ -236,6 +239,8 @@ static void on_open(struct mst_link *link, int err, const struct mst_why *why, v
     }
     err = mst_region_new_async(link, m->twin, mst_mlog_bytes(m->grant.ring_bytes), MST_ACCESS_LOCAL, registered, m, &here);
     m->registering = err == 0;
+    m->asked = true; /* for its key */
+    m->asked_ms = mst_now_ms();
     if (err < 0)
         mst_mirror_fail(m, err, here.text);
 }
@@ -250,6 +255,7 @@ static void key_take(struct mst_mirror *m, const Mainstay__MirrorKey *key)
     m->log_addr = key->log->addr;
     m->log_rkey = key->log->rkey;
     m->keyed = true;
+    m->asked = false;
     maybe_ready(m);
 }
 
@@ -257,7 +263,7 @@ static void ack_take(struct mst_mirror *m, const Mainstay__MirrorAck *said)
 {
     struct mst_mlog_ack ack = {.log_id = said->log_id, .epoch = said->epoch, .seq = said->seq, .consumed = said->consumed};
 
-    if (ack.log_id != m->grant.log_id)
+    if (ack.log_id != m->grant.log_id || !m->keyed)
         return;
     m->asked = false;
     MST_POINT("mirror.acked");
@@ -464,16 +470,16 @@ int mst_mirrors_drop(struct mst_keeper *k, const struct mst_asker *asker, const 
 void mst_mirror_put_done(struct mst_vm *vm)
 {
     struct mst_keeper *k = vm->keeper;
-    struct mst_mirrors *mirrors = k->mirrors;
+    struct mst_mirror_put *put = &k->mirrors->puts[vm->index];
 
-    if (!mirrors->puts[vm->index].open)
+    if (!put->open)
         return;
-    for (const struct mst_mirror *m = mirrors->first; m; m = m->next)
+    for (const struct mst_mirror *m = k->mirrors->first; m; m = m->next)
         if (m->vm == vm && m->pending)
             return;
-    mirrors->puts[vm->index].open = false;
-    if (mirrors->puts[vm->index].session == mst_agent_session(k))
-        mst_agent_reply_error(k, mirrors->puts[vm->index].reply_to, 0, NULL);
+    if (put->session == mst_agent_session(k) && mst_agent_reply_error(k, put->reply_to, 0, NULL) < 0)
+        return; /* mst_mirrors_second: without an answer it would take no checkpoint any more */
+    put->open = false;
 }
 
 int mst_mirrors_put(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
@@ -481,16 +487,16 @@ int mst_mirrors_put(struct mst_keeper *k, const mst_envelope *env, struct mst_wh
     const Mainstay__CheckpointPut *request = env->checkpoint_put;
     struct mst_mirror *m, *next;
     struct mst_save_record record;
+    struct mst_mirror_put *put;
     struct mst_vm *vm;
     int r = granted(k, request->vm, request->epoch, &vm, why);
 
     if (r < 0)
         return r;
-    if (k->mirrors->puts[vm->index].open && k->mirrors->puts[vm->index].session == mst_agent_session(k))
-        mst_agent_reply_error(k, k->mirrors->puts[vm->index].reply_to, -ECANCELED, NULL); /* it has asked again */
-    k->mirrors->puts[vm->index].open = true;
-    k->mirrors->puts[vm->index].reply_to = env->id;
-    k->mirrors->puts[vm->index].session = mst_agent_session(k);
+    put = &k->mirrors->puts[vm->index];
+    if (put->open && put->session == mst_agent_session(k))
+        mst_agent_reply_error(k, put->reply_to, -ECANCELED, NULL); /* it has asked again */
+    put->open = false;
     r = mst_mirror_record(vm, &record);
     if (r == 0 && request->has_delta_pages) { /* the agent may have settled its record meanwhile: it then names no delta */
         record.delta_pages = request->delta_pages;
@@ -506,6 +512,8 @@ int mst_mirrors_put(struct mst_keeper *k, const mst_envelope *env, struct mst_wh
         else if (m->put_seq != 0)
             mst_mirror_fail(m, -ESTALE, "the record is not that of the checkpoint that the agent named");
     }
+    /* Only now, with all of them asked: one that failed meanwhile must not let the agent go while another has only begun. */
+    *put = (struct mst_mirror_put){.open = true, .reply_to = env->id, .session = mst_agent_session(k)};
     mst_mirror_put_done(vm);
     return 1;
 }
@@ -526,24 +534,46 @@ void mst_mirrors_agent_gone(struct mst_keeper *k)
 
 /* --- time --- */
 
+/* Whether it is us who keep mirrors waiting: by what mst_tenure_settled says, or because this loop stood still, and answers wait to be read. */
+static bool is_our_wait(struct mst_keeper *k, uint64_t now_ms)
+{
+    struct mst_mirrors *mirrors = k->mirrors;
+    bool stood = mirrors->second_ms != 0 && now_ms - mirrors->second_ms > STOOD_MS;
+
+    mirrors->second_ms = now_ms;
+    if (mst_tenure_settled(k, NULL))
+        mirrors->held_ms = 0;
+    else if (mirrors->held_ms == 0)
+        mirrors->held_ms = now_ms;
+    return mirrors->held_ms != 0 || stood;
+}
+
 void mst_mirrors_second(struct mst_keeper *k)
 {
     uint64_t now_ms = mst_now_ms();
     struct mst_mirror *m, *next;
+    bool ours = is_our_wait(k, now_ms);
 
     for (m = k->mirrors->first; m; m = next) {
         next = m->next;
         if (!m->vm || m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED)
             continue;
-        if (!mst_tenure_settled(k, NULL))
-            m->moved_ms = m->asked_ms = now_ms; /* it is us who wait */
-        if (m->asked && now_ms - m->asked_ms >= ANSWER_MS)
+        if (ours)
+            m->asked_ms = m->moved_ms = now_ms;
+        else if (m->job != MIRROR_IDLE)
+            m->moved_ms = now_ms;
+        if (m->pending && k->mirrors->held_ms != 0 && now_ms - k->mirrors->held_ms >= MOVE_MS)
+            mst_mirror_fail(m, -ETIMEDOUT,
+                            "nothing may be sent to it since this node stood still, and checkpoints do not wait for it longer");
+        else if (m->asked && now_ms - m->asked_ms >= ANSWER_MS)
             mst_mirror_fail(m, -ETIMEDOUT, "it does not answer");
         else if (m->pending && now_ms - m->moved_ms >= MOVE_MS)
             mst_mirror_fail(m, -ETIMEDOUT, "it gives no room in its log back");
         else
             mst_mirror_ask(m, true); /* an idle link notices nothing of a peer that vanished */
     }
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++)
+        mst_mirror_put_done(&k->vms[i]); /* an answer that could not be sent */
     for (m = k->mirrors->first; m; m = m->next)
         if (m->vm)
             state_tell(m);

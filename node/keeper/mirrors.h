@@ -65,10 +65,12 @@ struct mst_mirror {
 
 struct mst_mirrors {
     struct mst_mirror *first;
-    struct { /* what the agent waits for, by slot */
+    struct mst_mirror_put { /* what the agent waits for, by slot */
         bool open;
         uint64_t reply_to, session;
     } puts[MST_VMS_PER_NODE];
+    uint64_t held_ms;   /* since when mst_tenure_settled says no, as seen each second; 0: it does not */
+    uint64_t second_ms; /* when that was asked last */
 };
 
 /* --- mirror_put.c --- */

@@ -2,9 +2,12 @@
  * checkpoints with shm/save.h (the second one committed and not applied, so that a reader needs the delta) and answers the order. What it is to do
  * wrong stands in the definition's boot_append:
  *     agent=die         ends once after its areas were made        agent=old-epoch   spawns under the epoch before
- * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N.
  *     agent=late-spawn  spawns once RUN-DIR/spawn-now is there
- *     agent=refuse      answers the order with an error at the end   agent=silent     never answers the order */
+ *     agent=refuse      answers the order with an error at the end   agent=silent     never answers the order
+ *     agent=stands      says that the VM is paused, and never answers
+ * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N. Files in
+ * RUN-DIR tell it more: none while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
+ * is damaged after its commit. */
 #include "base/clock.h"
 #include "base/file.h"
 #include "proto/socket.h"
@@ -203,7 +206,15 @@ static void checkpoints(struct vm *vm)
 
 /* --- checkpoints that are mirrored --- */
 
-static void put_ask(struct vm *vm)
+static bool is_told(const char *what, bool once)
+{
+    char path[PATH_MAX + 16];
+
+    snprintf(path, sizeof(path), "%s/%s", run_dir, what);
+    return access(path, F_OK) == 0 && (!once || unlink(path) == 0);
+}
+
+static void put_ask(struct vm *vm, bool whole)
 {
     Mainstay__CheckpointPut body = MAINSTAY__CHECKPOINT_PUT__INIT;
     ENVELOPE(env, CHECKPOINT_PUT, checkpoint_put, &body);
@@ -211,7 +222,8 @@ static void put_ask(struct vm *vm)
     body.vm = vm->name;
     body.epoch = vm->epoch;
     body.seq = mst_save_seq(vm->writer);
-    body.has_delta_pages = body.has_delta_table_crc32c = 1;
+    body.has_delta_pages = body.has_delta_table_crc32c = body.has_whole = 1;
+    body.whole = whole;
     body.delta_pages = mst_save_delta(vm->writer, &body.delta_table_crc32c);
     env.has_id = 1;
     env.id = id_of(vm, STEP_PUT);
@@ -223,19 +235,34 @@ static void on_next(uv_timer_t *timer)
 {
     struct vm *vm = timer->data;
     uint64_t room, seq = mst_save_seq(vm->writer) + 1, pages[2] = {5, 50 + seq % 100};
+    bool large = false;
+    uint8_t *device;
 
     if (!vm->used)
         return;
+    if (is_told("hold", false)) {
+        uv_timer_start(timer, on_next, 30, 0);
+        return;
+    }
     mst_save_begin(vm->writer);
+    if (is_told("large", true)) {
+        large = true;
+        for (uint64_t page = 200; page < 300; page++)
+            if (mst_save_stage(vm->writer, page) < 0)
+                fatal("stage");
+    }
     for (int i = 0; i < 2; i++) {
         memcpy((uint8_t *)(uintptr_t)vm->map.ram + pages[i] * MST_PAGE_BYTES, &seq, sizeof(seq));
         if (mst_save_stage(vm->writer, pages[i]) < 0)
             fatal("stage");
     }
-    memset(mst_save_device(vm->writer, &room), (int)seq & 0xff, DEVICE_BYTES);
+    device = mst_save_device(vm->writer, &room);
+    memset(device, (int)seq & 0xff, DEVICE_BYTES);
     if (mst_save_commit(vm->writer, DEVICE_BYTES, 1, mst_wall_ms(), mst_now_ns()) < 0)
         fatal("commit");
-    put_ask(vm);
+    if (is_told("rot", true))
+        device[DEVICE_BYTES / 2] ^= 1;
+    put_ask(vm, large);
 }
 
 static void put(struct vm *vm)
@@ -299,13 +326,15 @@ static void spawned(struct vm *vm)
         done(vm->order, EIO, "told to refuse", NULL, NULL);
         return;
     }
-    if (wants(vm, "agent=silent"))
+    if (wants(vm, "agent=stands"))
+        state_say(vm, MST_RUN_PAUSED);
+    if (wants(vm, "agent=silent") || wants(vm, "agent=stands"))
         return;
     state_say(vm, MST_RUN_RUNNING);
     done(vm->order, 0, NULL, &vm->result, NULL);
     vm->order = 0;
     if (vm->definition->protect == MAINSTAY__PROTECT__PROTECT_MIRROR)
-        put_ask(vm);
+        put_ask(vm, false);
 }
 
 /* --- messages --- */

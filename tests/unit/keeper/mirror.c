@@ -5,6 +5,7 @@
 
 #include <check.h>
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,19 +18,6 @@
 #define JOINED  MAINSTAY__MIRROR_PHASE__MIRROR_JOINED
 #define SURE    MAINSTAY__MIRROR_PHASE__MIRROR_SURE
 #define FAILED  MAINSTAY__MIRROR_PHASE__MIRROR_FAILED
-
-#define ck_done_ok(done_)                                                                                                        \
-    do {                                                                                                                         \
-        const Mainstay__Done *done__ = (done_);                                                                                  \
-        ck_assert_msg(done__->error == 0, "%d %s", done__->error, done__->text ? done__->text : "");                             \
-    } while (0)
-#define ck_done_err(done_, error_, text_)                                                                                        \
-    do {                                                                                                                         \
-        const Mainstay__Done *done__ = (done_);                                                                                  \
-        ck_assert_int_eq(done__->error, error_);                                                                                 \
-        ck_assert_ptr_nonnull(done__->text);                                                                                     \
-        ck_assert_msg(strstr(done__->text, text_) != NULL, "%s", done__->text);                                                  \
-    } while (0)
 
 static Mainstay__MirrorGrant granted;
 
@@ -105,6 +93,16 @@ static void node_lost(unsigned node)
 {
     rig_keeper_signal(node, SIGKILL);
     rig_keeper_wait(node, 5000);
+}
+
+static void set(void *arg)
+{
+    *(bool *)arg = true;
+}
+
+static bool is_set(void *arg)
+{
+    return *(bool *)arg;
 }
 
 /* --- tests --- */
@@ -290,6 +288,321 @@ START_TEST(an_image_is_no_grant_and_a_fence_says_nothing_about_it)
 }
 END_TEST
 
+/* --- the end of a source --- */
+
+static bool has_qemu(void *arg)
+{
+    struct mst_vm_slot info;
+
+    (void)arg;
+    return rig_slot(1, "web01", 5, &info) >= 0 && info.ram_bytes != 0 && info.qemu_pid > 0;
+}
+
+static bool stands(void *arg)
+{
+    struct mst_vm_slot info;
+
+    (void)arg;
+    return rig_slot(1, "web01", 5, &info) >= 0 && info.run_state == MST_RUN_PAUSED;
+}
+
+static bool is_gone(void *arg)
+{
+    struct mst_vm_slot info;
+
+    (void)arg;
+    return rig_slot(1, "web01", 5, &info) < 0;
+}
+
+START_TEST(a_vm_that_is_still_starting_is_not_mirrored)
+{
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    rig_start_send(1, "web01", 5, MIRROR, "agent=silent", NULL);
+    ck_assert(rig_until(has_qemu, NULL, 10000));
+    grant_take(rig_mirror(2, "web01", 5, 1, 0));
+    ck_done_err(rig_mirror_to(1, "web01", 5, 2, &granted), EAGAIN, "starting");
+}
+END_TEST
+
+START_TEST(a_slot_that_is_freed_takes_its_mirrors_along)
+{
+    struct mst_vm_slot info;
+
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    rig_start_send(1, "web01", 5, MIRROR, "agent=stands", NULL);
+    ck_assert(rig_until(stands, NULL, 10000));
+    grant_take(rig_mirror(2, "web01", 5, 1, 0));
+    ck_done_ok(rig_mirror_to(1, "web01", 5, 2, &granted));
+    rig_run_ms(500); /* its log is open, and waits for a checkpoint */
+    ck_assert_int_ge(rig_slot(1, "web01", 5, &info), 0);
+    ck_assert_int_eq(kill(info.qemu_pid, SIGKILL), 0); /* the guest never ran: nothing of it stays */
+    ck_assert(rig_until(is_gone, NULL, 10000));
+    ck_done_ok(rig_start(1, "web02", 9, MIRROR, "x", NULL)); /* in the same slot, with checkpoints */
+    rig_run_ms(2000);
+    ck_done_err(rig_mirror_revoke(2, "web01", 5), ENODATA, "no checkpoint"); /* none of web02 in the log of web01 */
+}
+END_TEST
+
+static bool seeds(void *arg)
+{
+    const Mainstay__MirrorState *state = rig->nodes[1].mirror ? rig->nodes[1].mirror->mirror_state : NULL;
+
+    (void)arg;
+    return state && state->phase == SEEDING && state->text[0] && state->text[0] != '0';
+}
+
+START_TEST(a_source_that_was_fenced_writes_nothing_more)
+{
+    rig->vm_memory_mib = 64;
+    rig->nodes[1].memory_mib = rig->nodes[2].memory_mib = 400;
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    ck_done_ok(rig_start(1, "web01", 5, MIRROR, "x", NULL));
+    grant_take(rig_mirror(2, "web01", 5, 1, 64u << 10));
+    ck_done_ok(rig_mirror_to(1, "web01", 5, 2, &granted));
+    ck_assert(rig_until(seeds, NULL, 15000));
+    ck_done_ok(rig_fence(1, "web01", 5));
+    mst_envelope_free(rig->nodes[1].mirror);
+    rig->nodes[1].mirror = NULL;
+    rig_run_ms(2500);
+    ck_assert_ptr_null(rig->nodes[1].mirror); /* it has none any more to tell of */
+    ck_done_ok(rig_mirror_drop(1, "web01", 5, granted.log_id));
+    ck_done_err(rig_mirror_revoke(2, "web01", 5), ENODATA, "no checkpoint");
+}
+END_TEST
+
+/* --- what a checkpoint waits for --- */
+
+static const Mainstay__MirrorState *told(void)
+{
+    return rig->nodes[1].mirror->mirror_state;
+}
+
+static bool told_more(void *arg)
+{
+    return told()->sent_seq > *(uint64_t *)arg;
+}
+
+static void goes_on(void)
+{
+    uint64_t at_least = told()->sent_seq + 5;
+
+    ck_assert(rig_until(told_more, &at_least, 5000));
+}
+
+START_TEST(device_state_that_was_damaged_in_memory_does_not_reach_the_mirror)
+{
+    uint64_t safe;
+
+    mirrored(0);
+    rig_agent_tell(1, "rot", true);
+    rig_wait_mirror(1, FAILED, 1);
+    ck_assert_msg(strstr(told()->text, "device") != NULL, "%s", told()->text);
+    safe = told()->acked_seq;
+    goes_on();
+    node_lost(1);
+    ck_done_ok(rig_mirror_revoke(2, "web01", 5));
+    ck_assert_uint_eq(rig->nodes[2].done->done->image->seq, safe);
+    check_memory(2, "web01.e5.shadow", safe);
+}
+END_TEST
+
+START_TEST(after_a_pause_checkpoints_do_not_wait_for_a_mirror_for_ever)
+{
+    uint64_t seq;
+
+    mirrored(64u << 10);
+    rig_renew(MST_LEASE_MS_MAX, 0);
+    rig_keeper_signal(1, SIGSTOP);
+    rig_run_ms(MST_LEASE_PAUSE_MS + 500);
+    rig_keeper_signal(1, SIGCONT); /* and nobody has seen it again: it may send nothing */
+    rig_run_ms(3000);
+    seq = told()->sent_seq;
+    rig_run_ms(3000);
+    ck_assert_uint_le(told()->sent_seq, seq + 1);
+    rig_wait_mirror(1, FAILED, 1);
+    ck_assert_msg(strstr(told()->text, "stood still") != NULL, "%s", told()->text);
+    goes_on();
+}
+END_TEST
+
+#ifdef MST_FAULT_POINTS
+START_TEST(an_answer_to_the_agent_that_is_lost_is_given_again)
+{
+    char after[PATH_MAX];
+
+    snprintf(after, sizeof(after), "%s/lose", rig->nodes[1].run_dir);
+    setenv("MST_FAULT", "agent.reply", 1);
+    setenv("MST_FAULT_AFTER", after, 1);
+    mirrored(0);
+    rig_agent_tell(1, "lose", true);
+    rig_run_ms(300);
+    goes_on();
+    goes_on();
+    ck_assert_int_eq(told()->phase, SURE);
+}
+END_TEST
+#endif
+
+/* --- a mirror that is the test --- */
+
+static struct {
+    struct mst_fabric *fabric;
+    struct mst_link *link;
+    Mainstay__MirrorGrant grant;
+    char address[64];
+    uint8_t log[MST_MLOG_RING_OFF + MST_MLOG_RING_MIN];
+} us;
+
+static void us_message(struct mst_link *link, const void *data, size_t len, void *arg)
+{
+    (void)link, (void)data, (void)len, (void)arg;
+}
+
+static void us_closed(struct mst_link *link, int err, const struct mst_why *why, void *arg)
+{
+    (void)link, (void)err, (void)why, (void)arg;
+    us.link = NULL;
+}
+
+static int us_accept(struct mst_link *link, const struct mst_link_request *request, void *arg,
+                     const struct mst_link_events **ret_events, void **ret_arg, struct mst_why *why)
+{
+    static const struct mst_link_events us_events = {.on_message = us_message, .on_closed = us_closed};
+
+    (void)request, (void)arg, (void)why;
+    us.link = link;
+    *ret_events = &us_events;
+    *ret_arg = NULL;
+    return 0;
+}
+
+static bool us_linked(void *arg)
+{
+    (void)arg;
+    return us.link != NULL;
+}
+
+/* web01 gets a mirror that opens its link, and says nothing. */
+static void us_mirror(void)
+{
+    Mainstay__Peer peer = MAINSTAY__PEER__INIT;
+    Mainstay__OrderMirrorTo body = MAINSTAY__ORDER_MIRROR_TO__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
+    snprintf(us.address, sizeof(us.address), "%s", rig_address(60));
+    ck_assert_int_eq(mst_fabric_open(&rig->loop, us.address, &us.fabric, NULL), 0);
+    ck_assert_int_eq(mst_fabric_listen(us.fabric, 17999, us_accept, NULL, NULL), 0);
+    us.grant = (Mainstay__MirrorGrant)MAINSTAY__MIRROR_GRANT__INIT;
+    us.grant.log_id = 77;
+    us.grant.mirror_instance = 88;
+    us.grant.ring_bytes = MST_MLOG_RING_MIN;
+    us.grant.delta_capacity = (rig->vm_memory_mib << 20) / MST_PAGE_BYTES;
+    peer.node = (char *)"us";
+    peer.node_id = 60;
+    peer.address = us.address;
+    peer.port = 17999;
+    peer.instance = us.grant.mirror_instance;
+    body.vm = (char *)"web01";
+    body.epoch = 5;
+    body.mirror = &peer;
+    body.grant = &us.grant;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_TO;
+    env.order_mirror_to = &body;
+    ck_done_ok(rig_order(1, &env));
+    ck_assert(rig_until(us_linked, NULL, 5000));
+}
+
+static void us_key(void)
+{
+    Mainstay__MirrorKey body = MAINSTAY__MIRROR_KEY__INIT;
+    Mainstay__Region log = MAINSTAY__REGION__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+    uint8_t frame[200];
+
+    log.addr = (uint64_t)(uintptr_t)us.log;
+    log.bytes = sizeof(us.log);
+    body.instance = us.grant.mirror_instance;
+    body.log_id = us.grant.log_id;
+    body.log = &log;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_MIRROR_KEY;
+    env.mirror_key = &body;
+    ck_assert_int_eq(mst_link_send(us.link, frame, (size_t)mst_frame_pack(&env, frame, sizeof(frame))), 0);
+}
+
+static void us_end(void)
+{
+    bool closed = false;
+
+    mst_fabric_close(us.fabric, set, &closed);
+    ck_assert(rig_until(is_set, &closed, 5000));
+}
+
+START_TEST(a_mirror_that_opens_its_link_and_sends_no_key_is_given_up)
+{
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "web01", 5, MIRROR, "x", NULL));
+    us_mirror();
+    rig_wait_mirror(1, FAILED, 0);
+    ck_assert_msg(strstr(told()->text, "does not answer") != NULL, "%s", told()->text);
+    us_end();
+}
+END_TEST
+
+static bool the_other_failed(void *arg)
+{
+    (void)arg;
+    return told()->log_id == granted.log_id && told()->phase == FAILED;
+}
+
+START_TEST(the_agent_waits_for_each_mirror_also_when_another_fails_at_that_very_checkpoint)
+{
+    uint64_t seq;
+
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    ck_done_ok(rig_start(1, "web01", 5, MIRROR, "x", NULL));
+    us_mirror();
+    grant_take(rig_mirror(2, "web01", 5, 1, 0));
+    ck_done_ok(rig_mirror_to(1, "web01", 5, 2, &granted));
+    rig_wait_mirror(1, JOINED, 1);
+    rig_agent_tell(1, "hold", true);
+    rig_run_ms(200);
+    us_key();
+    rig_run_ms(300);
+    rig_agent_tell(1, "large", true); /* node 2 cannot go on from it; for us it is the first, and has no room in the ring */
+    rig_agent_tell(1, "hold", false);
+    ck_assert(rig_until(the_other_failed, NULL, 5000));
+    seq = told()->sent_seq;
+    rig_run_ms(2500);
+    ck_assert_uint_eq(told()->sent_seq, seq);
+    rig_run_ms(4000); /* we do not answer */
+    goes_on();
+    us_end();
+}
+END_TEST
+
+START_TEST(an_image_that_is_revoked_while_it_is_made_is_not_granted)
+{
+    uint64_t first;
+
+    rig->vm_memory_mib = 256;
+    rig->nodes[1].memory_mib = rig->nodes[2].memory_mib = 1200;
+    rig_keeper_start(1);
+    rig_keeper_start(2);
+    rig_mirror_send(2, "web01", 5, 1, 0);
+    first = rig->nodes[2].asked;
+    rig_mirror_revoke_send(2, "web01", 5);
+    rig->nodes[2].asked = first; /* its answer is the one to keep */
+    ck_done_err(rig_order_wait(2, 20000), EBUSY, "forget it first");
+    ck_done_err(rig_mirror_revoke(2, "web01", 5), ENODATA, "no checkpoint");
+    ck_done_ok(rig_forget(2, "web01", 5));
+    grant_take(rig_mirror(2, "web01", 5, 1, 0));
+}
+END_TEST
+
 /* --- somebody else at the log --- */
 
 struct rogue {
@@ -351,16 +664,6 @@ static void rogue_connect(struct mst_fabric *fabric, uint64_t log_id, struct rog
     ck_assert(rig_until(rogue_is_open, r, 5000));
 }
 
-static void set(void *arg)
-{
-    *(bool *)arg = true;
-}
-
-static bool is_set(void *arg)
-{
-    return *(bool *)arg;
-}
-
 START_TEST(a_log_has_one_writer_who_was_named_and_gets_one_key)
 {
     Mainstay__MirrorWritten said = MAINSTAY__MIRROR_WRITTEN__INIT;
@@ -414,7 +717,7 @@ END_TEST
 int main(void)
 {
     Suite *suite = suite_create("mirror");
-    TCase *tc = tcase_create("mirror");
+    TCase *orders = tcase_create("orders"), *ends = tcase_create("ends"), *waits = tcase_create("waits");
     SRunner *runner;
     int failed;
 
@@ -422,17 +725,34 @@ int main(void)
         fprintf(stderr, "SKIPPED: cgroup v2 is not writable here, and a keeper fences with it\n");
         return 77;
     }
-    tcase_set_timeout(tc, 120);
-    tcase_add_checked_fixture(tc, rig_setup, rig_teardown);
-    tcase_add_loop_test(tc, a_vm_goes_on_from_its_image_when_its_node_is_gone, 0, 2);
-    tcase_add_test(tc, an_image_is_pulled_by_another_node_once_it_is_verified);
-    tcase_add_test(tc, a_mirrors_next_keeper_keeps_what_was_acknowledged);
-    tcase_add_test(tc, a_mirror_that_is_lost_does_not_stop_the_checkpoints_and_another_one_is_seeded);
-    tcase_add_test(tc, a_mirror_that_does_not_answer_is_given_up_and_holds_nothing_up_for_long);
-    tcase_add_test(tc, orders_about_mirrors_may_come_twice_and_strange_ones_are_refused);
-    tcase_add_test(tc, a_log_has_one_writer_who_was_named_and_gets_one_key);
-    tcase_add_test(tc, an_image_is_no_grant_and_a_fence_says_nothing_about_it);
-    suite_add_tcase(suite, tc);
+    tcase_set_timeout(orders, 120);
+    tcase_add_checked_fixture(orders, rig_setup, rig_teardown);
+    tcase_add_loop_test(orders, a_vm_goes_on_from_its_image_when_its_node_is_gone, 0, 2);
+    tcase_add_test(orders, an_image_is_pulled_by_another_node_once_it_is_verified);
+    tcase_add_test(orders, a_mirrors_next_keeper_keeps_what_was_acknowledged);
+    tcase_add_test(orders, a_mirror_that_is_lost_does_not_stop_the_checkpoints_and_another_one_is_seeded);
+    tcase_add_test(orders, a_mirror_that_does_not_answer_is_given_up_and_holds_nothing_up_for_long);
+    tcase_add_test(orders, orders_about_mirrors_may_come_twice_and_strange_ones_are_refused);
+    tcase_add_test(orders, a_log_has_one_writer_who_was_named_and_gets_one_key);
+    tcase_add_test(orders, an_image_is_no_grant_and_a_fence_says_nothing_about_it);
+    suite_add_tcase(suite, orders);
+    tcase_set_timeout(ends, 120);
+    tcase_add_checked_fixture(ends, rig_setup, rig_teardown);
+    tcase_add_test(ends, a_vm_that_is_still_starting_is_not_mirrored);
+    tcase_add_test(ends, a_slot_that_is_freed_takes_its_mirrors_along);
+    tcase_add_test(ends, a_source_that_was_fenced_writes_nothing_more);
+    tcase_add_test(ends, an_image_that_is_revoked_while_it_is_made_is_not_granted);
+    suite_add_tcase(suite, ends);
+    tcase_set_timeout(waits, 120);
+    tcase_add_checked_fixture(waits, rig_setup, rig_teardown);
+    tcase_add_test(waits, device_state_that_was_damaged_in_memory_does_not_reach_the_mirror);
+    tcase_add_test(waits, after_a_pause_checkpoints_do_not_wait_for_a_mirror_for_ever);
+    tcase_add_test(waits, a_mirror_that_opens_its_link_and_sends_no_key_is_given_up);
+    tcase_add_test(waits, the_agent_waits_for_each_mirror_also_when_another_fails_at_that_very_checkpoint);
+#ifdef MST_FAULT_POINTS
+    tcase_add_test(waits, an_answer_to_the_agent_that_is_lost_is_given_again);
+#endif
+    suite_add_tcase(suite, waits);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
     failed = srunner_ntests_failed(runner);

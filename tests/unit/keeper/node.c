@@ -15,19 +15,6 @@
 #define LOCAL MAINSTAY__PROTECT__PROTECT_LOCAL
 #define NONE  MAINSTAY__PROTECT__PROTECT_NONE
 
-#define ck_done_ok(done_)                                                                                                        \
-    do {                                                                                                                         \
-        const Mainstay__Done *done__ = (done_);                                                                                  \
-        ck_assert_msg(done__->error == 0, "%d %s", done__->error, done__->text ? done__->text : "");                             \
-    } while (0)
-#define ck_done_err(done_, error_, text_)                                                                                        \
-    do {                                                                                                                         \
-        const Mainstay__Done *done__ = (done_);                                                                                  \
-        ck_assert_int_eq(done__->error, error_);                                                                                 \
-        ck_assert_ptr_nonnull(done__->text);                                                                                     \
-        ck_assert_msg(strstr(done__->text, text_) != NULL, "%s", done__->text);                                                  \
-    } while (0)
-
 static Mainstay__SaveSource source_of(unsigned node, uint64_t epoch)
 {
     static char name[RIG_NODES + 1][8];

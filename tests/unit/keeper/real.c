@@ -7,12 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ck_done_ok(done_)                                                                                                        \
-    do {                                                                                                                         \
-        const Mainstay__Done *done__ = (done_);                                                                                  \
-        ck_assert_msg(done__->error == 0, "%d %s", done__->error, done__->text ? done__->text : "");                             \
-    } while (0)
-
 static void setup(void)
 {
     rig_setup();

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "node/keeper/cgroup.h"
+#include "shm/publish.h"
 
 #include <check.h>
 #include <errno.h>
@@ -199,7 +200,7 @@ static void hello(struct mst_link *link, mst_envelope *env)
     if (rig->silent)
         return;
     body.coordinator_id = 1;
-    body.coordinator_instance = 99;
+    body.coordinator_instance = RIG_COORDINATOR;
     body.term = RIG_TERM;
     answer.body_case = MAINSTAY__ENVELOPE__BODY_WELCOME;
     answer.welcome = &body;
@@ -580,7 +581,7 @@ static Mainstay__Peer peer_of(unsigned number)
     return peer;
 }
 
-const Mainstay__Done *rig_mirror(unsigned mirror, const char *vm, uint64_t epoch, unsigned source, uint64_t ring_bytes)
+void rig_mirror_send(unsigned mirror, const char *vm, uint64_t epoch, unsigned source, uint64_t ring_bytes)
 {
     Mainstay__VmDefinition def = definition(vm, MAINSTAY__PROTECT__PROTECT_MIRROR, "x");
     Mainstay__Peer peer = peer_of(source);
@@ -595,7 +596,13 @@ const Mainstay__Done *rig_mirror(unsigned mirror, const char *vm, uint64_t epoch
     body.ring_bytes = ring_bytes;
     env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR;
     env.order_mirror = &body;
-    return rig_order(mirror, &env);
+    rig_order_send(mirror, &env);
+}
+
+const Mainstay__Done *rig_mirror(unsigned mirror, const char *vm, uint64_t epoch, unsigned source, uint64_t ring_bytes)
+{
+    rig_mirror_send(mirror, vm, epoch, source, ring_bytes);
+    return rig_order_wait(mirror, ORDER_WAIT_MS);
 }
 
 const Mainstay__Done *rig_mirror_to(unsigned source, const char *vm, uint64_t epoch, unsigned mirror,
@@ -640,7 +647,7 @@ const Mainstay__Done *rig_mirror_drop(unsigned source, const char *vm, uint64_t 
     return rig_order(source, &env);
 }
 
-const Mainstay__Done *rig_mirror_revoke(unsigned mirror, const char *vm, uint64_t epoch)
+void rig_mirror_revoke_send(unsigned mirror, const char *vm, uint64_t epoch)
 {
     Mainstay__OrderMirrorRevoke body = MAINSTAY__ORDER_MIRROR_REVOKE__INIT;
     mst_envelope env = MAINSTAY__ENVELOPE__INIT;
@@ -649,7 +656,13 @@ const Mainstay__Done *rig_mirror_revoke(unsigned mirror, const char *vm, uint64_
     body.epoch = epoch;
     env.body_case = MAINSTAY__ENVELOPE__BODY_ORDER_MIRROR_REVOKE;
     env.order_mirror_revoke = &body;
-    return rig_order(mirror, &env);
+    rig_order_send(mirror, &env);
+}
+
+const Mainstay__Done *rig_mirror_revoke(unsigned mirror, const char *vm, uint64_t epoch)
+{
+    rig_mirror_revoke_send(mirror, vm, epoch);
+    return rig_order_wait(mirror, ORDER_WAIT_MS);
 }
 
 struct mirror_wait {
@@ -825,4 +838,71 @@ bool rig_alive(long pid)
     is = state && state[2] != 'Z' && state[2] != 'X';
     free(text);
     return is;
+}
+
+void rig_agent_tell(unsigned node, const char *file, bool there)
+{
+    char path[PATH_MAX];
+
+    snprintf(path, sizeof(path), "%s/%s", rig->nodes[node].run_dir, file);
+    if (there)
+        ck_assert_int_eq(mst_file_write_durable(path, "x", 1, 0600), 0);
+    else
+        ck_assert_int_eq(unlink(path), 0);
+}
+
+/* --- leases, of node 1 --- */
+
+struct mst_beat_line rig_beat(unsigned node)
+{
+    static struct mst_status_area area;
+
+    do
+        rig_status(node, &area);
+    while (mst_beat_check(&area.beat) < 0);
+    return area.beat;
+}
+
+static uint64_t counter; /* of renewals */
+
+bool rig_renewal_arrived(void *arg)
+{
+    const struct mst_lease_line *line = arg;
+
+    return rig_beat(1).lease_renewal == (line->lease_ms ? line->renewal : 0);
+}
+
+void rig_lease_write(struct mst_lease_line line, unsigned at)
+{
+    size_t bytes;
+    struct mst_grant_area *area = (void *)rig_map(1, "grant", &bytes);
+
+    ck_assert_uint_eq(bytes, sizeof(*area));
+    line.crc32c = mst_crc32c(&line, offsetof(struct mst_lease_line, crc32c));
+    memcpy(&area->lease[at], &line, sizeof(line));
+    munmap(area, bytes);
+}
+
+struct mst_lease_line rig_lease_line(uint32_t lease_ms, uint32_t flags)
+{
+    struct mst_beat_line beat = rig_beat(1);
+    struct mst_lease_line line = {.instance = beat.instance,
+                                  .term = RIG_TERM,
+                                  .coordinator = RIG_COORDINATOR,
+                                  .renewal = ((uint64_t)RIG_COORDINATOR << 32) | ++counter,
+                                  .beat = beat.keeper_beat,
+                                  .lease_ms = lease_ms,
+                                  .flags = flags,
+                                  .coordinator_id = 1,
+                                  .version = MST_LEASE_VERSION};
+
+    return line;
+}
+
+void rig_renew(uint32_t lease_ms, uint32_t flags)
+{
+    struct mst_lease_line line = rig_lease_line(lease_ms, flags);
+
+    rig_lease_write(line, 1);
+    ck_assert(rig_until(rig_renewal_arrived, &line, 2000));
 }

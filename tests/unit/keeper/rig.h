@@ -2,6 +2,7 @@
 #define MST_TEST_RIG_H
 
 #include "fabric/fabric.h"
+#include "node/keeper/lease.h"
 #include "proto/frame.h"
 #include "shm/save.h"
 
@@ -11,8 +12,9 @@
 /* A small cluster on this host: real keepers (over the stand-in for RDMA) with the fake agent and QEMU; the test is their coordinator. All
  * functions fail the running test when what they say does not come true. */
 
-#define RIG_NODES 2
-#define RIG_TERM  7u
+#define RIG_NODES       2
+#define RIG_TERM        7u
+#define RIG_COORDINATOR 99u /* its instance */
 
 struct rig_node {
     unsigned number; /* 1.. */
@@ -76,6 +78,8 @@ const Mainstay__Done *rig_forget(unsigned node, const char *vm, uint64_t epoch);
 
 /* Orders about mirrors; source, mirror: nodes. */
 const Mainstay__Done *rig_mirror(unsigned mirror, const char *vm, uint64_t epoch, unsigned source, uint64_t ring_bytes);
+void rig_mirror_send(unsigned mirror, const char *vm, uint64_t epoch, unsigned source, uint64_t ring_bytes); /* without waiting */
+void rig_mirror_revoke_send(unsigned mirror, const char *vm, uint64_t epoch);
 const Mainstay__Done *rig_mirror_to(unsigned source, const char *vm, uint64_t epoch, unsigned mirror,
                                     const Mainstay__MirrorGrant *grant);
 const Mainstay__Done *rig_mirror_sure(unsigned source, const char *vm, uint64_t epoch, uint64_t log_id);
@@ -95,7 +99,30 @@ uint8_t *rig_map(unsigned node, const char *name, size_t *ret_bytes);
 bool rig_file_there(unsigned node, const char *name);
 /* Waits until the events file of the keeper (tail "") or its agent (".agent") has these texts in lines one after the other; NULL ends. */
 void rig_wait_told(unsigned node, const char *tail, const char *const *texts);
+/* Makes or removes a file in run-dir: what the fake agent is told. */
+void rig_agent_tell(unsigned node, const char *file, bool there);
 long rig_pid_of(unsigned node, const char *file); /* pid file in run-dir; 0: none */
 bool rig_alive(long pid);
+
+/* Leases of node 1, as a coordinator would give them. */
+struct mst_beat_line rig_beat(unsigned node);
+struct mst_lease_line rig_lease_line(uint32_t lease_ms, uint32_t flags); /* the next one, for its newest beat */
+void rig_lease_write(struct mst_lease_line line, unsigned at);
+bool rig_renewal_arrived(void *line);
+void rig_renew(uint32_t lease_ms, uint32_t flags); /* and waits until its keeper lives by it */
+
+/* What a test says of an answer. */
+#define ck_done_ok(done_)                                                                                                        \
+    do {                                                                                                                         \
+        const Mainstay__Done *done__ = (done_);                                                                                  \
+        ck_assert_msg(done__->error == 0, "%d %s", done__->error, done__->text ? done__->text : "");                             \
+    } while (0)
+#define ck_done_err(done_, error_, text_)                                                                                        \
+    do {                                                                                                                         \
+        const Mainstay__Done *done__ = (done_);                                                                                  \
+        ck_assert_int_eq(done__->error, error_);                                                                                 \
+        ck_assert_ptr_nonnull(done__->text);                                                                                     \
+        ck_assert_msg(strstr(done__->text, text_) != NULL, "%s", done__->text);                                                  \
+    } while (0)
 
 #endif

@@ -15,72 +15,16 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define NONE        MAINSTAY__PROTECT__PROTECT_NONE
-#define LEASE_MS    MST_LEASE_MS_MIN
-#define COORDINATOR 99u /* the rig's instance */
+#define NONE     MAINSTAY__PROTECT__PROTECT_NONE
+#define LEASE_MS MST_LEASE_MS_MIN
 /* after this a keeper that had its last renewal now has stopped its VMs, with the time that a busy machine may take on top */
 #define OVER_MS  (LEASE_MS + 3000)
 #define PAUSE_MS (MST_LEASE_PAUSE_MS + 500)
 
-#define ck_done_ok(done_)                                                                                                        \
-    do {                                                                                                                         \
-        const Mainstay__Done *done__ = (done_);                                                                                  \
-        ck_assert_msg(done__->error == 0, "%d %s", done__->error, done__->text ? done__->text : "");                             \
-    } while (0)
-
-static struct mst_beat_line beat_of(unsigned node)
-{
-    static struct mst_status_area area;
-
-    do
-        rig_status(node, &area);
-    while (mst_beat_check(&area.beat) < 0);
-    return area.beat;
-}
-
-static uint64_t counter;
-
-static bool renewal_arrived(void *arg)
-{
-    const struct mst_lease_line *line = arg;
-
-    return beat_of(1).lease_renewal == (line->lease_ms ? line->renewal : 0);
-}
-
-static void line_write(struct mst_lease_line line, unsigned at)
-{
-    size_t bytes;
-    struct mst_grant_area *area = (void *)rig_map(1, "grant", &bytes);
-
-    ck_assert_uint_eq(bytes, sizeof(*area));
-    line.crc32c = mst_crc32c(&line, offsetof(struct mst_lease_line, crc32c));
-    memcpy(&area->lease[at], &line, sizeof(line));
-    munmap(area, bytes);
-}
-
-static struct mst_lease_line line_now(uint32_t lease_ms, uint32_t flags)
-{
-    struct mst_beat_line beat = beat_of(1);
-    struct mst_lease_line line = {.instance = beat.instance,
-                                  .term = RIG_TERM,
-                                  .coordinator = COORDINATOR,
-                                  .renewal = ((uint64_t)COORDINATOR << 32) | ++counter,
-                                  .beat = beat.keeper_beat,
-                                  .lease_ms = lease_ms,
-                                  .flags = flags,
-                                  .coordinator_id = 1,
-                                  .version = MST_LEASE_VERSION};
-
-    return line;
-}
-
 /* Gives or renews node 1's lease and waits until its keeper lives by it. */
 static void renew(uint32_t flags)
 {
-    struct mst_lease_line line = line_now(LEASE_MS, flags);
-
-    line_write(line, 1);
-    ck_assert(rig_until(renewal_arrived, &line, 2000));
+    rig_renew(LEASE_MS, flags);
 }
 
 static long vm_on_n1(void)
@@ -169,7 +113,7 @@ static void runs_on_without_coordinator(long pid)
     rig_coordinator_down();
     rig_run_ms(OVER_MS);
     ck_assert(rig_alive(pid));
-    ck_assert_uint_ne(beat_of(1).lease_renewal, 0); /* it had one */
+    ck_assert_uint_ne(rig_beat(1).lease_renewal, 0); /* it had one */
 }
 
 START_TEST(vms_run_on_without_a_coordinator_while_another_node_beats)
@@ -217,7 +161,7 @@ START_TEST(a_coordinator_that_gives_no_leases_changes_nothing)
     rig_coordinator_down();
     rig_run_ms(OVER_MS);
     ck_assert(rig_alive(pid));
-    ck_assert_uint_eq(beat_of(1).lease_renewal, 0);
+    ck_assert_uint_eq(rig_beat(1).lease_renewal, 0);
 }
 END_TEST
 
@@ -229,9 +173,9 @@ START_TEST(leases_that_were_called_off_end_nothing)
     two_nodes();
     pid = vm_on_n1();
     renew(0);
-    off = line_now(0, 0);
-    line_write(off, 1);
-    ck_assert(rig_until(renewal_arrived, &off, 2000));
+    off = rig_lease_line(0, 0);
+    rig_lease_write(off, 1);
+    ck_assert(rig_until(rig_renewal_arrived, &off, 2000));
     rig_keeper_signal(2, SIGSTOP);
     rig_coordinator_down();
     rig_run_ms(OVER_MS);
@@ -246,7 +190,7 @@ START_TEST(a_strict_lease_ends_the_vms_whatever_else_is_seen)
     two_nodes();
     pid = vm_on_n1();
     renew(MST_LEASE_STRICT);
-    ck_assert_uint_eq(beat_of(1).flags, MST_BEAT_LEASE_STRICT);
+    ck_assert_uint_eq(rig_beat(1).flags, MST_BEAT_LEASE_STRICT);
     rig_run_ms(LEASE_MS / 4);
     ck_assert_uint_eq(rig->nodes[1].probes, 0); /* it has no doubts yet */
     ck_assert(rig_until(is_dead, &pid, LEASE_MS));
@@ -266,17 +210,17 @@ START_TEST(a_line_for_another_instance_or_of_an_older_term_gives_no_lease)
     struct mst_lease_line line;
 
     rig_keeper_start(1);
-    line = line_now(LEASE_MS, 0);
+    line = rig_lease_line(LEASE_MS, 0);
     line.instance++;
-    line_write(line, 1);
-    line = line_now(LEASE_MS, 0);
+    rig_lease_write(line, 1);
+    line = rig_lease_line(LEASE_MS, 0);
     line.term = RIG_TERM - 1; /* Welcome said RIG_TERM */
-    line_write(line, 2);
-    line = line_now(LEASE_MS, 0);
+    rig_lease_write(line, 2);
+    line = rig_lease_line(LEASE_MS, 0);
     line.beat += 1000000;
-    line_write(line, 3);
+    rig_lease_write(line, 3);
     rig_run_ms(300);
-    ck_assert_uint_eq(beat_of(1).lease_renewal, 0);
+    ck_assert_uint_eq(rig_beat(1).lease_renewal, 0);
     renew(0); /* and the right one does */
 }
 END_TEST
@@ -292,10 +236,10 @@ START_TEST(a_lease_tells_of_decisions_too)
     struct mst_lease_line line;
 
     rig_keeper_start(1);
-    line = line_now(LEASE_MS, 0);
+    line = rig_lease_line(LEASE_MS, 0);
     line.decision = 12;
-    line_write(line, 1);
-    ck_assert(rig_until(renewal_arrived, &line, 2000));
+    rig_lease_write(line, 1);
+    ck_assert(rig_until(rig_renewal_arrived, &line, 2000));
     mst_envelope_free(rig->nodes[1].hello);
     rig->nodes[1].hello = NULL;
     mst_link_close(rig->nodes[1].link);
@@ -310,13 +254,13 @@ END_TEST
 static bool wants_renewal(void *arg)
 {
     (void)arg;
-    return beat_of(1).flags & MST_BEAT_LEASE_WANTED;
+    return rig_beat(1).flags & MST_BEAT_LEASE_WANTED;
 }
 
 static bool renewed_after_pause(void *arg)
 {
     (void)arg;
-    return !(beat_of(1).flags & MST_BEAT_LEASE_WANTED);
+    return !(rig_beat(1).flags & MST_BEAT_LEASE_WANTED);
 }
 
 START_TEST(after_a_pause_a_start_waits_until_a_coordinator_has_seen_the_node_again)
@@ -426,7 +370,7 @@ START_TEST(a_pause_without_leases_stops_nothing)
     rig_run_ms(PAUSE_MS);
     rig_keeper_signal(1, SIGCONT);
     vm_on_n1();
-    ck_assert_uint_eq(beat_of(1).flags, 0);
+    ck_assert_uint_eq(rig_beat(1).flags, 0);
 }
 END_TEST
 
@@ -450,7 +394,7 @@ START_TEST(a_watchdog_that_is_none_is_not_armed_and_does_not_count)
     rig->config_more = "watchdog: { device: /dev/null, timeout-s: 10 }\n";
     rig_keeper_start(1);
     vm_on_n1();
-    ck_assert_uint_eq(beat_of(1).flags, 0);
+    ck_assert_uint_eq(rig_beat(1).flags, 0);
 }
 END_TEST
 

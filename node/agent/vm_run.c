@@ -273,11 +273,13 @@ static void on_put(int err, const mst_envelope *reply, const struct mst_why *why
 }
 
 /* The keeper sends the published checkpoint to the mirrors, if there are any, and answers when its delta may be written again. So a mirror that is slow
- * slows the checkpoints down, and not the guest. found: it was published before we came. */
+ * slows the checkpoints down, and not the guest. found: it was published before we came, or before we lost its monitor. Then the record alone says what
+ * is in it: the pages of a delta that it still names, or nothing. */
 static void put_ask(struct mst_vm *vm, bool found, bool whole)
 {
     Mainstay__CheckpointPut body = MAINSTAY__CHECKPOINT_PUT__INIT;
     mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+    uint32_t pages, table_crc32c;
     int r;
 
     if (vm->definition->protect != MAINSTAY__PROTECT__PROTECT_MIRROR)
@@ -285,9 +287,11 @@ static void put_ask(struct mst_vm *vm, bool found, bool whole)
     body.vm = vm->definition->name;
     body.epoch = vm->epoch;
     body.seq = mst_save_seq(vm->writer);
-    if (!found) {
+    pages = mst_save_delta(vm->writer, &table_crc32c);
+    if (!found || pages > 0) {
         body.has_delta_pages = body.has_delta_table_crc32c = body.has_whole = 1;
-        body.delta_pages = mst_save_delta(vm->writer, &body.delta_table_crc32c);
+        body.delta_pages = pages;
+        body.delta_table_crc32c = table_crc32c;
         body.whole = whole;
     }
     env.body_case = MAINSTAY__ENVELOPE__BODY_CHECKPOINT_PUT;

@@ -84,11 +84,6 @@ enum mst_image_state mst_image_state(const struct mst_image *image)
     return image->state;
 }
 
-uint32_t mst_image_delta_capacity(uint64_t ram_bytes)
-{
-    return (uint32_t)(ram_bytes / MST_PAGE_BYTES);
-}
-
 uint64_t mst_image_seq(const struct mst_image *image)
 {
     return image->writer && mst_save_source(image->writer) != MST_SAVE_NONE ? mst_save_seq(image->writer) : 0;

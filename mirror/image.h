@@ -45,9 +45,6 @@ int mst_image_new(struct mst_image **ret_image);
 void mst_image_free(struct mst_image *image); /* NULL is fine; the regions stay as they are */
 enum mst_image_state mst_image_state(const struct mst_image *image);
 
-/* The capacity that an image's delta should have: all pages. A checkpoint that does not fit would cost the mirror (docs/decisions/0007). */
-uint32_t mst_image_delta_capacity(uint64_t ram_bytes);
-
 /* Makes it ready for a first checkpoint: empties the log and the save record. Before the source gets the key.
  *   log   mst_mlog_bytes(grant->ring_bytes), 8-byte aligned; borrowed
  *   map   without RAM; epoch and delta_capacity as in grant, instance the mirror's keeper; all borrowed
@@ -63,7 +60,7 @@ int mst_image_adopt(struct mst_image *image, const struct mst_save_map *map, str
  * 0 there is none that is whole; 1 taken; 2 taken, and a checkpoint is committed by it: acknowledge. An error is final, the image stays what it
  * was, and the source must be given another log: -ESTALE log or record of another epoch, instance or log; -EBADMSG a record that is whole but
  * wrong: number, sizes, runs; -ENOSPC more pages than the delta has; -EUCLEAN the image is not what the source has; -EPROTONOSUPPORT. -EBUSY: not
- * seeding and not mirroring. A record that stays half there is for the caller to notice (mst_image_half). */
+ * seeding and not mirroring. A record that stays half there is for the caller to notice: the source says what it has written. */
 int mst_image_take(struct mst_image *image, uint64_t boot_ns, struct mst_why *why);
 /* Whether the last take saw the head of the next record, but not all of it. */
 bool mst_image_half(const struct mst_image *image);

@@ -13,20 +13,10 @@
 /* What the agent may ask for. It is trusted to drive QEMU, not to decide what runs: each request about a VM names the epoch it was granted,
  * and is refused once that is fenced or superseded. */
 
-static int granted_slot(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why)
-{
-    int r = mst_guard_check(k->guard, vm, epoch, why);
-
-    if (r < 0)
-        return r;
-    *ret_vm = mst_slot_find(k, vm, epoch);
-    return *ret_vm ? 0 : mst_why_set(why, -ENOENT, "%s epoch %" PRIu64 " has no slot here", vm, epoch);
-}
-
 static int starting_slot(struct mst_keeper *k, const char *vm, uint64_t epoch, bool with_areas, struct mst_vm **ret_vm,
                          struct mst_why *why)
 {
-    int r = granted_slot(k, vm, epoch, ret_vm, why);
+    int r = mst_slot_granted(k, vm, epoch, ret_vm, why);
 
     if (r < 0)
         return r;
@@ -137,7 +127,7 @@ static int run_areas_create(struct mst_keeper *k, const mst_envelope *env, struc
 static int run_areas_drop(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
 {
     struct mst_vm *vm;
-    int r = granted_slot(k, env->areas_drop->vm, env->areas_drop->epoch, &vm, why);
+    int r = mst_slot_granted(k, env->areas_drop->vm, env->areas_drop->epoch, &vm, why);
 
     if (r < 0)
         return r;
@@ -208,7 +198,7 @@ static int run_kill(struct mst_keeper *k, const mst_envelope *env, struct mst_wh
 {
     struct kill_request *request;
     struct mst_vm *vm;
-    int r = granted_slot(k, env->kill->vm, env->kill->epoch, &vm, why);
+    int r = mst_slot_granted(k, env->kill->vm, env->kill->epoch, &vm, why);
 
     if (r < 0)
         return r;
@@ -231,7 +221,7 @@ static int run_vm_state(struct mst_keeper *k, const mst_envelope *env, struct ms
 {
     const Mainstay__VmState *news = env->vm_state;
     struct mst_vm *vm;
-    int r = granted_slot(k, news->vm, news->epoch, &vm, why);
+    int r = mst_slot_granted(k, news->vm, news->epoch, &vm, why);
 
     if (r < 0)
         return r;
@@ -269,7 +259,7 @@ static int run_fault_report(struct mst_keeper *k, const mst_envelope *env, struc
     if (report->vm) {
         if (!report->has_epoch)
             return mst_why_set(why, -EINVAL, "report about %s names no epoch", report->vm);
-        r = granted_slot(k, report->vm, report->epoch, &vm, why);
+        r = mst_slot_granted(k, report->vm, report->epoch, &vm, why);
         if (r < 0)
             return r;
         mst_slot_fault(vm, report->kind);

@@ -368,7 +368,7 @@ static int log_make(struct mst_held_image *held, struct mst_why *why)
     log = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (log == MAP_FAILED) {
         mst_budget_give(&held->keeper->budget, bytes);
-        return mst_why_set(why, -ENOMEM, "no memory for a log of %" PRIu64 " bytes", bytes);
+        return mst_why_set(why, -ENOMEM, "no memory for a log of %" PRIu64 " bytes: free some on this node", bytes);
     }
     madvise(log, bytes, MADV_DONTDUMP);
     held->log = log;
@@ -421,7 +421,7 @@ static int image_new(struct mst_keeper *k, const struct mst_asker *asker, const 
     if (r < 0 || !vm)
         return r;
     held = held_new(k, vm);
-    r = held ? image_plan(held, order, why) : -ENOMEM;
+    r = held ? image_plan(held, order, why) : mst_why_set(why, -ENOMEM, "no memory for one more image");
     if (r < 0) {
         mst_slot_drop(vm);
         return r;
@@ -450,7 +450,8 @@ int mst_images_order(struct mst_keeper *k, const struct mst_asker *asker, const 
                            mst_guard_known(k->guard, name));
     vm = mst_slot_find(k, name, order->epoch);
     if (!vm && mst_guard_granted(k->guard, name) == order->epoch)
-        return mst_why_set(why, -EBUSY, "%s has its grant of epoch %" PRIu64 " here", name, order->epoch);
+        return mst_why_set(why, -EBUSY, "%s has its grant of epoch %" PRIu64 " here: its mirror is on another node", name,
+                           order->epoch);
     if (!vm)
         return image_new(k, asker, order, why);
     held = vm->image;

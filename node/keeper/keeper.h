@@ -155,7 +155,9 @@ const char *mst_accel_choose(const struct mst_node_conf *conf, const uint8_t hos
 int mst_slots_open(struct mst_keeper *k, const struct mst_kept *kept, unsigned count, struct mst_why *why);
 void mst_slots_start(struct mst_keeper *k);                                         /* beats begin */
 struct mst_vm *mst_slot_find(struct mst_keeper *k, const char *vm, uint64_t epoch); /* NULL: none */
-struct mst_vm *mst_slot_newest(struct mst_keeper *k, const char *vm);               /* highest epoch; NULL: none */
+/* The slot of the present grant. 0; -ESTALE (vm, epoch) is not that; -ENOENT it has no slot yet, or none any more. */
+int mst_slot_granted(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why);
+struct mst_vm *mst_slot_newest(struct mst_keeper *k, const char *vm); /* highest epoch; NULL: none */
 int mst_slot_new(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why);
 int mst_slot_new_image(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why);
 void mst_slot_move(struct mst_vm *vm, unsigned state, const char *why); /* publishes, logs and tells the coordinators */

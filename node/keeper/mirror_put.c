@@ -33,7 +33,7 @@ static int open_work(struct mst_mirror *m)
     void *twin = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
     if (twin == MAP_FAILED)
-        return mst_why_set(&m->job_why, -ENOMEM, "no memory for a twin of %" PRIu64 " bytes", bytes);
+        return mst_why_set(&m->job_why, -ENOMEM, "no memory for a twin of %" PRIu64 " bytes: free some on this node", bytes);
     madvise(twin, bytes, MADV_DONTDUMP);
     m->twin = twin;
     m->from_delta = calloc(1, m->grant.ram_bytes / MST_PAGE_BYTES / 8 + 1);
@@ -378,4 +378,71 @@ void mst_mirror_acked(struct mst_mirror *m, const struct mst_mlog_ack *ack)
     m->acked = mst_msend_acked(m->send);
     if (m->acked != 0 && m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING)
         mst_mirror_phase(m, MAINSTAY__MIRROR_PHASE__MIRROR_JOINED);
+}
+
+/* --- the agent's checkpoints --- */
+
+void mst_mirror_put_done(struct mst_vm *vm)
+{
+    struct mst_keeper *k = vm->keeper;
+    struct mst_mirror_put *put = &k->mirrors->puts[vm->index];
+
+    if (!put->open)
+        return;
+    for (const struct mst_mirror *m = k->mirrors->first; m; m = m->next)
+        if (m->vm == vm && m->pending)
+            return;
+    if (put->session == mst_agent_session(k) && mst_agent_reply_error(k, put->reply_to, 0, NULL) < 0)
+        return; /* mst_mirrors_second: without an answer it would take no checkpoint any more */
+    put->open = false;
+}
+
+int mst_mirrors_put(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
+{
+    const Mainstay__CheckpointPut *request = env->checkpoint_put;
+    struct mst_mirror *m, *next;
+    struct mst_save_record record;
+    struct mst_mirror_put *put;
+    struct mst_vm *vm;
+    int r = mst_slot_granted(k, request->vm, request->epoch, &vm, why);
+
+    if (r < 0)
+        return r;
+    put = &k->mirrors->puts[vm->index];
+    if (put->open && put->session == mst_agent_session(k))
+        mst_agent_reply_error(k, put->reply_to, -ECANCELED, NULL); /* it has asked again */
+    put->open = false;
+    r = mst_mirror_record(vm, &record);
+    if (r == 0 && request->has_delta_pages) { /* the agent may have settled its record meanwhile: it then names no delta */
+        record.delta_pages = request->delta_pages;
+        record.delta_table_crc32c = request->delta_table_crc32c;
+        r = mst_save_record_check(&record, record.ram_bytes, vm->areas.delta_capacity, why);
+    }
+    for (m = k->mirrors->first; m; m = next) {
+        next = m->next;
+        if (m->vm != vm)
+            continue;
+        if (r == 0 && record.seq == request->seq)
+            mst_mirror_checkpoint(m, &record, request->has_whole && request->whole, request->has_delta_pages);
+        else if (m->put_seq != 0)
+            mst_mirror_fail(m, -ESTALE, "the record is not that of the checkpoint that the agent named");
+    }
+    /* Only now, with all of them asked: one that failed meanwhile must not let the agent go while another has only begun. */
+    *put = (struct mst_mirror_put){.open = true, .reply_to = env->id, .session = mst_agent_session(k)};
+    mst_mirror_put_done(vm);
+    return 1;
+}
+
+/* What it had committed and not told of yet: its successor will settle the record, and then nobody knows its pages any more. */
+void mst_mirrors_agent_gone(struct mst_keeper *k)
+{
+    struct mst_mirror *m, *next;
+    struct mst_save_record record;
+
+    for (m = k->mirrors ? k->mirrors->first : NULL; m; m = next) {
+        next = m->next;
+        if (m->vm && m->put_seq != 0 && !m->pending && mst_mirror_record(m->vm, &record) == 0 && record.delta_pages > 0 &&
+            record.seq == m->put_seq + 1)
+            mst_mirror_checkpoint(m, &record, false, true);
+    }
 }

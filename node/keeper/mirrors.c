@@ -21,7 +21,8 @@
 #define CONNECT_TRIES 6u
 #define ANSWER_MS     5000u /* a mirror whose link has opened sends its key, and one that was asked to look answers, within */
 #define MOVE_MS       10000u /* so long a checkpoint may wait for ring space without anything being given back, or for leave to send */
-#define STOOD_MS      2500u
+#define STOOD_MS      2500u /* this loop, when a second took so long */
+#define TELL_MS       10000u /* so often also what has not changed: a coordinator that has just come knows only what a Hello says */
 
 static const char *phase_name(Mainstay__MirrorPhase phase)
 {
@@ -35,11 +36,17 @@ static const char *phase_name(Mainstay__MirrorPhase phase)
 
 /* --- what is told --- */
 
-static void state_tell(const struct mst_mirror *m)
+static uint64_t sent_seq(const struct mst_mirror *m)
+{
+    struct mst_save_record record;
+
+    return mst_mirror_record(m->vm, &record) == 0 ? record.seq : m->put_seq;
+}
+
+static void state_tell(struct mst_mirror *m)
 {
     Mainstay__MirrorState body = MAINSTAY__MIRROR_STATE__INIT;
     mst_envelope env = MST_ENVELOPE(MIRROR_STATE, mirror_state, &body);
-    struct mst_save_record record;
     uint64_t stamp = m->stamps[m->acked % MST_MIRROR_STAMPS], pages = m->grant.ram_bytes / MST_PAGE_BYTES;
     char text[64] = "";
 
@@ -49,13 +56,24 @@ static void state_tell(const struct mst_mirror *m)
     body.log_id = m->grant.log_id;
     body.phase = m->phase;
     body.acked_seq = m->acked;
-    body.sent_seq = mst_mirror_record(m->vm, &record) == 0 ? record.seq : m->put_seq;
+    body.sent_seq = sent_seq(m);
     body.has_acked_age_ms = m->acked != 0 && stamp != 0;
     body.acked_age_ms = (mst_now_ns() - stamp) / MST_NS_PER_MS;
     if (m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING)
         snprintf(text, sizeof(text), "%" PRIu64 " of %" PRIu64 " pages", m->filled, pages);
     body.text = m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED ? (char *)m->why.text : text;
+    m->told.phase = m->phase;
+    m->told.acked = m->acked;
+    m->told.sent = body.sent_seq;
+    m->told.filled = m->filled;
+    m->told.ms = mst_now_ms();
     mst_control_tell(m->keeper, &env);
+}
+
+static bool is_news(const struct mst_mirror *m, uint64_t now_ms)
+{
+    return m->told.phase != m->phase || m->told.acked != m->acked || m->told.filled != m->filled || m->told.sent != sent_seq(m) ||
+           m->told.ms + TELL_MS <= now_ms;
 }
 
 void mst_mirror_phase(struct mst_mirror *m, Mainstay__MirrorPhase phase)
@@ -353,16 +371,6 @@ static unsigned count_of(const struct mst_keeper *k, const struct mst_vm *vm)
     return n;
 }
 
-static int granted(struct mst_keeper *k, const char *name, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why)
-{
-    int r = mst_guard_check(k->guard, name, epoch, why);
-
-    if (r < 0)
-        return r;
-    *ret_vm = mst_slot_find(k, name, epoch);
-    return *ret_vm ? 0 : mst_why_set(why, -ENOENT, "%s epoch %" PRIu64 " has no slot here", name, epoch);
-}
-
 static int mirror_new(struct mst_vm *vm, const Mainstay__OrderMirrorTo *order, struct mst_why *why)
 {
     struct mst_keeper *k = vm->keeper;
@@ -384,7 +392,7 @@ static int mirror_new(struct mst_vm *vm, const Mainstay__OrderMirrorTo *order, s
         r = mst_why_set(why, -EINVAL, "the image has a delta of %" PRIu32 " pages, the VM here one of %" PRIu32,
                         grant.delta_capacity, vm->areas.delta_capacity);
     if (r == 0 && (!order->mirror->port || order->mirror->port > UINT16_MAX))
-        r = mst_why_set(why, -EINVAL, "port %" PRIu32 " of %s", order->mirror->port, order->mirror->node);
+        r = mst_why_set(why, -EINVAL, "port %" PRIu32 " of %s: allowed are 1 to 65535", order->mirror->port, order->mirror->node);
     if (r == 0)
         r = mst_budget_take(&k->budget, mst_mlog_bytes(grant.ring_bytes), why);
     if (r < 0)
@@ -392,7 +400,7 @@ static int mirror_new(struct mst_vm *vm, const Mainstay__OrderMirrorTo *order, s
     m = calloc(1, sizeof(*m));
     if (!m) {
         mst_budget_give(&k->budget, mst_mlog_bytes(grant.ring_bytes));
-        return -ENOMEM;
+        return mst_why_set(why, -ENOMEM, "no memory for one more mirror of %s", vm->name);
     }
     *m = (struct mst_mirror){.next = k->mirrors->first,
                              .keeper = k,
@@ -416,7 +424,7 @@ int mst_mirrors_to(struct mst_keeper *k, const struct mst_asker *asker, const ms
 {
     const Mainstay__OrderMirrorTo *order = env->order_mirror_to;
     struct mst_vm *vm;
-    int r = granted(k, order->vm, order->epoch, &vm, why);
+    int r = mst_slot_granted(k, order->vm, order->epoch, &vm, why);
 
     if (r == 0 && !find(k, order->vm, order->epoch, order->grant->log_id)) {
         if (!vm->areas_ready)
@@ -425,7 +433,7 @@ int mst_mirrors_to(struct mst_keeper *k, const struct mst_asker *asker, const ms
             r = mst_why_set(why, -EAGAIN, "%s epoch %" PRIu64 " is %s: it is mirrored when it runs", order->vm, order->epoch,
                             mst_slot_state_name(vm->state));
         else if (!vm->areas.area[MST_AREA_SHADOW].addr)
-            r = mst_why_set(why, -EINVAL, "%s is not protected: it has no checkpoints to mirror", order->vm);
+            r = mst_why_set(why, -EINVAL, "%s has no checkpoints to mirror: set `protect: mirror`", order->vm);
         else if (count_of(k, vm) >= MST_MIRRORS_MAX)
             r = mst_why_set(why, -ENOSPC, "%s has %u mirrors already: drop one first", order->vm, MST_MIRRORS_MAX);
         else
@@ -442,9 +450,11 @@ int mst_mirrors_sure(struct mst_keeper *k, const struct mst_asker *asker, const 
     struct mst_mirror *m = find(k, order->vm, order->epoch, order->log_id);
 
     if (!m)
-        return mst_why_set(why, -ENOENT, "%s epoch %" PRIu64 " has no such mirror here", order->vm, order->epoch);
+        return mst_why_set(why, -ENOENT, "%s epoch %" PRIu64 " has no such mirror here: it was left out, or never ordered",
+                           order->vm, order->epoch);
     if (m->phase != MAINSTAY__MIRROR_PHASE__MIRROR_JOINED && m->phase != MAINSTAY__MIRROR_PHASE__MIRROR_SURE)
-        return mst_why_set(why, -ESTALE, "the mirror of %s on %s is %s", order->vm, m->node, phase_name(m->phase));
+        return mst_why_set(why, -ESTALE, "the mirror of %s on %s is %s: only one that has joined may count", order->vm, m->node,
+                           phase_name(m->phase));
     if (m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_JOINED)
         mst_mirror_phase(m, MAINSTAY__MIRROR_PHASE__MIRROR_SURE);
     mst_control_reply_error(asker, 0, NULL);
@@ -463,73 +473,6 @@ int mst_mirrors_drop(struct mst_keeper *k, const struct mst_asker *asker, const 
     }
     mst_control_reply_error(asker, 0, NULL);
     return 0;
-}
-
-/* --- the agent's checkpoints --- */
-
-void mst_mirror_put_done(struct mst_vm *vm)
-{
-    struct mst_keeper *k = vm->keeper;
-    struct mst_mirror_put *put = &k->mirrors->puts[vm->index];
-
-    if (!put->open)
-        return;
-    for (const struct mst_mirror *m = k->mirrors->first; m; m = m->next)
-        if (m->vm == vm && m->pending)
-            return;
-    if (put->session == mst_agent_session(k) && mst_agent_reply_error(k, put->reply_to, 0, NULL) < 0)
-        return; /* mst_mirrors_second: without an answer it would take no checkpoint any more */
-    put->open = false;
-}
-
-int mst_mirrors_put(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
-{
-    const Mainstay__CheckpointPut *request = env->checkpoint_put;
-    struct mst_mirror *m, *next;
-    struct mst_save_record record;
-    struct mst_mirror_put *put;
-    struct mst_vm *vm;
-    int r = granted(k, request->vm, request->epoch, &vm, why);
-
-    if (r < 0)
-        return r;
-    put = &k->mirrors->puts[vm->index];
-    if (put->open && put->session == mst_agent_session(k))
-        mst_agent_reply_error(k, put->reply_to, -ECANCELED, NULL); /* it has asked again */
-    put->open = false;
-    r = mst_mirror_record(vm, &record);
-    if (r == 0 && request->has_delta_pages) { /* the agent may have settled its record meanwhile: it then names no delta */
-        record.delta_pages = request->delta_pages;
-        record.delta_table_crc32c = request->delta_table_crc32c;
-        r = mst_save_record_check(&record, record.ram_bytes, vm->areas.delta_capacity, why);
-    }
-    for (m = k->mirrors->first; m; m = next) {
-        next = m->next;
-        if (m->vm != vm)
-            continue;
-        if (r == 0 && record.seq == request->seq)
-            mst_mirror_checkpoint(m, &record, request->has_whole && request->whole, request->has_delta_pages);
-        else if (m->put_seq != 0)
-            mst_mirror_fail(m, -ESTALE, "the record is not that of the checkpoint that the agent named");
-    }
-    /* Only now, with all of them asked: one that failed meanwhile must not let the agent go while another has only begun. */
-    *put = (struct mst_mirror_put){.open = true, .reply_to = env->id, .session = mst_agent_session(k)};
-    mst_mirror_put_done(vm);
-    return 1;
-}
-
-/* What it had committed and not told of yet: its successor will settle the record, and then nobody knows its pages any more. */
-void mst_mirrors_agent_gone(struct mst_keeper *k)
-{
-    struct mst_mirror *m, *next;
-    struct mst_save_record record;
-
-    for (m = k->mirrors ? k->mirrors->first : NULL; m; m = next) {
-        next = m->next;
-        if (m->vm && m->put_seq != 0 && !m->pending && mst_mirror_record(m->vm, &record) == 0 && record.delta_pages > 0 &&
-            record.seq == m->put_seq + 1)
-            mst_mirror_checkpoint(m, &record, false, true);
-    }
 }
 
 /* --- time --- */
@@ -568,14 +511,14 @@ void mst_mirrors_second(struct mst_keeper *k)
         else if (m->asked && now_ms - m->asked_ms >= ANSWER_MS)
             mst_mirror_fail(m, -ETIMEDOUT, "it does not answer");
         else if (m->pending && now_ms - m->moved_ms >= MOVE_MS)
-            mst_mirror_fail(m, -ETIMEDOUT, "it gives no room in its log back");
+            mst_mirror_fail(m, -ETIMEDOUT, "it has given back no room in its log for 10 s: is it overloaded?");
         else
             mst_mirror_ask(m, true); /* an idle link notices nothing of a peer that vanished */
     }
     for (unsigned i = 0; i < MST_VMS_PER_NODE; i++)
         mst_mirror_put_done(&k->vms[i]); /* an answer that could not be sent */
     for (m = k->mirrors->first; m; m = m->next)
-        if (m->vm)
+        if (m->vm && is_news(m, now_ms))
             state_tell(m);
 }
 

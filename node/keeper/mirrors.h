@@ -23,7 +23,7 @@ struct mst_mirror {
     struct mst_why why; /* of FAILED */
 
     struct mst_link *link;
-    bool link_open, registering, ready; /* ready: twin registered, key here */
+    bool registering, ready; /* ready: twin registered, key here */
     unsigned tries;
     uv_timer_t retry;
     struct mst_region *region; /* of the twin */
@@ -58,7 +58,11 @@ struct mst_mirror {
     struct mst_mlog_ack ack;
     bool asked; /* said was told and is not answered yet */
     uint64_t asked_ms, moved_ms;
-    uint64_t acked, filled;             /* filled: pages of the shadow that were put */
+    uint64_t acked, filled; /* filled: pages of the shadow that were put */
+    struct {
+        Mainstay__MirrorPhase phase;
+        uint64_t acked, sent, filled, ms;
+    } told;                             /* last, and when */
     uint64_t stamps[MST_MIRROR_STAMPS]; /* when the guest stood still for checkpoint seq, by seq */
     bool budgeted, freeing;
 };
@@ -81,6 +85,7 @@ void mst_mirror_checkpoint(struct mst_mirror *mirror, const struct mst_save_reco
 void mst_mirror_acked(struct mst_mirror *mirror, const struct mst_mlog_ack *ack);
 /* The checkpoint that (vm's record) names. 0, -errno. */
 int mst_mirror_record(const struct mst_vm *vm, struct mst_save_record *ret_record);
+void mst_mirror_put_done(struct mst_vm *vm); /* one has got what the agent waits for */
 
 /* --- mirrors.c --- */
 void mst_mirror_fail(struct mst_mirror *mirror, int err, const char *text);
@@ -88,7 +93,6 @@ void mst_mirror_phase(struct mst_mirror *mirror, Mainstay__MirrorPhase phase);
 void mst_mirror_connect(struct mst_mirror *mirror);
 void mst_mirror_on_retry(uv_timer_t *timer);
 void mst_mirror_ask(struct mst_mirror *mirror, bool anyway); /* to look, when there is something new */
-void mst_mirror_put_done(struct mst_vm *vm);                 /* one has got what the agent waits for */
 void mst_mirror_unused(struct mst_mirror *mirror);           /* gives back what is not needed any more */
 
 #endif

@@ -13,16 +13,6 @@
 
 /* Every order: is it for us and not from the past (guard), then one function of the table. Each is idempotent: asked again, it answers again. */
 
-static int need_slot(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why)
-{
-    int r = mst_guard_check(k->guard, vm, epoch, why);
-
-    if (r < 0)
-        return r;
-    *ret_vm = mst_slot_find(k, vm, epoch);
-    return *ret_vm ? 0 : mst_why_set(why, -ENOENT, "%s epoch %" PRIu64 " has no slot here", vm, epoch);
-}
-
 /* --- start, save, continue --- */
 
 static int definition_keep(struct mst_vm *vm, const Mainstay__VmDefinition *def)
@@ -105,7 +95,7 @@ static int relay_running(struct mst_keeper *k, const struct mst_asker *asker, co
                          uint64_t epoch, struct mst_why *why)
 {
     struct mst_vm *vm;
-    int r = need_slot(k, name, epoch, &vm, why);
+    int r = mst_slot_granted(k, name, epoch, &vm, why);
 
     if (r < 0)
         return r;

@@ -170,6 +170,16 @@ struct mst_vm *mst_slot_find(struct mst_keeper *k, const char *vm, uint64_t epoc
     return NULL;
 }
 
+int mst_slot_granted(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why)
+{
+    int r = mst_guard_check(k->guard, vm, epoch, why);
+
+    if (r < 0)
+        return r;
+    *ret_vm = mst_slot_find(k, vm, epoch);
+    return *ret_vm ? 0 : mst_why_set(why, -ENOENT, "%s epoch %" PRIu64 " has no slot here", vm, epoch);
+}
+
 struct mst_vm *mst_slot_newest(struct mst_keeper *k, const char *vm)
 {
     struct mst_vm *found = NULL;

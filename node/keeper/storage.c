@@ -52,6 +52,7 @@ int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint
     areas->area[MST_AREA_RAM].bytes = what == MST_AREAS_IMAGE ? 0 : ram_bytes;
     areas->area[MST_AREA_SAVE].bytes = save.bytes;
     if (what != MST_AREAS_NONE) {
+        /* an image's, and its source's, has room for all pages: docs/decisions/0007 */
         areas->delta_capacity = what == MST_AREAS_LOCAL ? mst_delta_capacity(ram_bytes) : (uint32_t)(ram_bytes / MST_PAGE_BYTES);
         r = mst_delta_layout(areas->delta_capacity, &delta);
         if (r < 0)

@@ -145,7 +145,7 @@ static void read_slots(unsigned count, bool final)
     for (unsigned i = 0; i < got.count; i++) {
         const struct mst_slot *slot = &got.slots[i];
 
-        FUZZ_CHECK(mst_name_check(slot->vm) == 0 && slot->run_state > MST_RUN_EMPTY && slot->run_state <= MST_RUN_FENCED);
+        FUZZ_CHECK(mst_name_check(slot->vm) == 0 && slot->run_state > MST_RUN_EMPTY && slot->run_state <= MST_RUN_IMAGE);
         FUZZ_CHECK(slot->save_seq == 0 || (slot->save_epoch == slot->epoch && !slot->save_corrupt &&
                                            (slot->save_source == MST_SAVE_SHADOW || slot->save_source == MST_SAVE_RAM)));
         FUZZ_CHECK(slot->bytes <= UINT64_C(5) * MST_VM_MEMORY_MIB_MAX << 20);

@@ -57,13 +57,15 @@ static void send_keys(struct peer *peer)
     char text[300];
     int n;
 
-    region(peer, status_page, TEST_STATUS_BYTES, MST_ACCESS_REMOTE_READ, &peer->status);
-    region(peer, data_area, TEST_DATA_BYTES, MST_ACCESS_REMOTE_READ, &peer->data);
-    region(peer, revocable_page, 4096, MST_ACCESS_REMOTE_READ, &peer->revocable);
-    mst_region_key(peer->status, &addr[0], &rkey[0]);
-    mst_region_key(peer->data, &addr[1], &rkey[1]);
-    mst_region_key(peer->revocable, &addr[3], &rkey[3]);
-    if (mst_link_role(peer->link) == MST_ROLE_WATCH) {
+    if (mst_link_role(peer->link) != MST_ROLE_MIRROR) { /* nothing can be read over a mirror link */
+        region(peer, status_page, TEST_STATUS_BYTES, MST_ACCESS_REMOTE_READ, &peer->status);
+        region(peer, data_area, TEST_DATA_BYTES, MST_ACCESS_REMOTE_READ, &peer->data);
+        region(peer, revocable_page, 4096, MST_ACCESS_REMOTE_READ, &peer->revocable);
+        mst_region_key(peer->status, &addr[0], &rkey[0]);
+        mst_region_key(peer->data, &addr[1], &rkey[1]);
+        mst_region_key(peer->revocable, &addr[3], &rkey[3]);
+    }
+    if (mst_link_role(peer->link) != MST_ROLE_PULL) {
         region(peer, grant_page, 4096, MST_ACCESS_REMOTE_WRITE, &peer->grant);
         mst_region_key(peer->grant, &addr[2], &rkey[2]);
     } else { /* past the fabric's own check, to see the QP refuse */

@@ -82,13 +82,14 @@ void images_ask(struct mst_core *core, const struct rec *rec, struct rvm *rvm, b
         struct image_look *look = &rvm->images[n];
         int index = image_counts(vm, n) ? node_find_id(core, vm->mirrors[n].d.node_id) : -1;
         struct mst_order order = {.type = MST_ORDER_MIRROR_REVOKE, .vm = vm->d.name, .epoch = vm->mirrors[n].d.epoch};
-        const struct held *held = index >= 0 ? held_find(&core->nodes[index], vm->d.name, order.epoch) : NULL;
+        const struct held *held;
 
         if (index < 0 || core->nodes[index].link == 0 || look->order != 0 || core->now_ms < look->retry_ms)
             continue;
         if (look->answered && look->instance == core->nodes[index].instance && (look->err == 0 || says_gone(look->err) || late))
             continue;
-        if (MST_MUTANT(93) && held) {
+        held = MST_MUTANT(93) ? held_find(&core->nodes[index], vm->d.name, order.epoch) : NULL;
+        if (held) {
             *look = (struct image_look){.answered = true, .instance = core->nodes[index].instance, .seq = held->s.save_seq};
             continue;
         }

@@ -107,12 +107,13 @@ void lease_beat(struct mst_core *core, unsigned index, const struct mst_beat *be
 bool lease_managed(struct mst_core *core, unsigned index, const struct mst_beat *beat, struct mst_lease_grant *ret)
 {
     struct node *node = &core->nodes[index];
-    uint64_t before_ms = node->lease.decided_ms;
+    uint64_t before_ms;
 
     if (core->conf.lease_ms == 0 || beat->keeper_beat <= node->lease.beat || !may_have_one(core, index))
         return false;
+    before_ms = MST_MUTANT(59) ? node->lease.decided_ms : 0;
     *ret = decided(core, node, beat, core->conf.lease_ms);
-    if (MST_MUTANT(59) && before_ms != 0)
+    if (before_ms != 0)
         node->lease.decided_ms = before_ms;
     return true;
 }

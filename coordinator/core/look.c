@@ -104,11 +104,9 @@ void mst_core_node(const struct mst_core *core, const struct mst_time *now, unsi
     }
     if (node->fence_text[0] && ret->state == MST_NODE_FENCING)
         text_set(ret->text, sizeof(ret->text), "%s", node->fence_text);
-    else if (ret->state == MST_NODE_DEGRADED)
-        manage_text(node, ret->text, sizeof(ret->text));
-    else if (node->d.text[0])
+    else if (ret->state != MST_NODE_DEGRADED && node->d.text[0])
         text_set(ret->text, sizeof(ret->text), "%s", node->d.text);
-    else if (!node_usable(core, index, &why))
+    else if (ret->state != MST_NODE_DEGRADED && !node_usable(core, index, &why))
         text_set(ret->text, sizeof(ret->text), "%s", why);
     else
         manage_text(node, ret->text, sizeof(ret->text));

@@ -147,7 +147,7 @@ bool manage_holds(struct mst_core *core, unsigned index, uint32_t kind, const ch
     if (!core->io.manage || !node->conf.managed || kind == MST_FAULT_KEEPER_SILENT || node_lost(core, index) >= 0)
         return false;
     if (!manage_answers(core, node)) /* one may be under way still; nobody waits for ever for who keeps no deadline */
-        return !node->manage.resolved && core->now_ms - node->manage.missed_ms < 3 * MST_MANAGE_ASK_MS;
+        return !node->manage.resolved && core->now_ms - node->manage.missed_ms < UINT64_C(3) * MST_MANAGE_ASK_MS;
     if (!node->manage.degraded)
         core_log(core, MST_LOG_ERROR, "node=%s degraded: %s; its keeper answers at its management address, %u VMs run on",
                  node->conf.name, text, node->manage.last.vms_running);

@@ -404,16 +404,20 @@ void mirror_answered(struct mst_core *core, const struct pending *order, const s
 static void look_for_loss(struct mst_core *core, struct vm *vm, struct mirror *m)
 {
     int index = node_find_id(core, m->node_id);
-    struct node *node = index >= 0 ? &core->nodes[index] : NULL;
-    const struct held *held = node ? held_find(node, vm->d.name, m->epoch) : NULL;
+    const struct held *held;
+    struct node *node;
 
     if (m->state < MIRROR_GIVEN || m->state > MIRROR_SURE)
         return;
-    if (m->instance == 0 && node && node->link != 0 && held && held->s.run_state == MST_RUN_IMAGE && held->s.log_id == m->log_id)
-        m->instance = node->instance;
-    if (!node)
+    if (index < 0) {
         fail(core, vm, m, "its node is not in the configuration");
-    else if (memory_gone(node))
+        return;
+    }
+    node = &core->nodes[index];
+    held = held_find(node, vm->d.name, m->epoch);
+    if (m->instance == 0 && node->link != 0 && held && held->s.run_state == MST_RUN_IMAGE && held->s.log_id == m->log_id)
+        m->instance = node->instance;
+    if (memory_gone(node))
         fail(core, vm, m, "its node is proved dead");
     else if (node->link != 0 && m->instance != 0 && node->instance != m->instance)
         fail(core, vm, m, "its keeper has started anew: the log went with the one before");

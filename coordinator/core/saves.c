@@ -62,9 +62,7 @@ static enum save_fate better_save(enum save_fate a, struct mst_save_ref *ret, en
 
     if (a == SAVE_GONE || b == SAVE_GONE)
         take = a == SAVE_GONE;
-    else if (a == b)
-        take = newer;
-    else if (other->epoch != ret->epoch)
+    else if (a == b || other->epoch != ret->epoch)
         take = newer;
     else
         take = (b == SAVE_THERE) == late;

@@ -25,11 +25,12 @@ enum mst_on_fault {
     MST_ON_FAULT_RESUME_ELSEWHERE = 4,
     MST_ON_FAULTS, /* this and its like below: one behind the last, which rows are held against at loading */
 };
-enum mst_protect { /* each is at least the one before */
-                   MST_PROTECT_NONE = 0,
-                   MST_PROTECT_LOCAL = 1,
-                   MST_PROTECT_MIRROR = 2,
-                   MST_PROTECTS,
+/* Each is at least the one before. */
+enum mst_protect {
+    MST_PROTECT_NONE = 0,
+    MST_PROTECT_LOCAL = 1,
+    MST_PROTECT_MIRROR = 2,
+    MST_PROTECTS,
 };
 enum mst_fault_kind {
     MST_FAULT_NONE = 0,

@@ -275,6 +275,21 @@ static bool seen_again(const struct mst_core *core, const struct rec *rec, const
     return node->link != 0 && core->now_ms - since_ms < SEEN_AGAIN_MS && !MST_MUTANT(37);
 }
 
+/* Something that runs under the present keeper would be stopped by its fence. What an earlier keeper of that node left does not go on because this one
+ * moves: only its fence proves that stopped. */
+static bool has_of_present_keeper(const struct mst_core *core, const struct rec *rec, unsigned index)
+{
+    const struct node *node = &core->nodes[index];
+
+    for (unsigned i = 0; i < rec->vms_count; i++) {
+        const struct vm *vm = needs_fence(rec, core, i) ? &core->vms[rec->vms[i].vm] : NULL;
+
+        if (vm && vm->d.node_id == node->conf.id && vm->d.instance == node->instance)
+            return true;
+    }
+    return false;
+}
+
 static bool keeper_can_be_asked(const struct mst_core *core, const struct rec *rec, unsigned index)
 {
     const struct node *node = &core->nodes[index];
@@ -289,7 +304,7 @@ static bool keeper_can_be_asked(const struct mst_core *core, const struct rec *r
     /* A node taken for lost that is just being seen again: moving makes it a false alarm, which must not cost its VMs their lives.
      * Once it was told to stop them, only its proof tells what became of them. Who was not read at all in that moment is asked: its power is next. */
     if (rec->d.scope == MST_SCOPE_NODE && rec->d.instance == node->instance && rec->fence_sent != node->instance &&
-        (node_alive(core, index) || seen_again(core, rec, node)))
+        has_of_present_keeper(core, rec, index) && (node_alive(core, index) || seen_again(core, rec, node)))
         return false;
     return true;
 }
@@ -544,7 +559,8 @@ static bool false_alarm(struct mst_core *core, struct rec *rec)
             fenced++;
             continue;
         }
-        if (vm->node_id != rec->d.node_id || vm->instance != rec->d.instance) { /* a start elsewhere that has failed */
+        /* A start elsewhere that has failed, or a grant of a keeper before. */
+        if (vm->node_id != rec->d.node_id || vm->instance != rec->d.instance) {
             elsewhere++;
             continue;
         }

@@ -197,6 +197,75 @@ START_TEST(a_pause_of_the_coordinator_does_not_end_the_final_reading)
 }
 END_TEST
 
+/* The return of the keeper that came in between never became durable: the recovery is of that keeper, the VM of the one before it. */
+START_TEST(a_node_that_is_seen_again_is_asked_about_what_the_keeper_before_it_ran)
+{
+    static const enum mst_rec_state fencing = MST_REC_FENCING;
+    struct world *w = protected_vm(2);
+
+    w->power = POWER_FAILS;
+    w->commit_err = -ENOSPC;
+    world_node_kill(w, 0);
+    w->nodes[0].slots[0].s.run_state = MST_RUN_RUNNING; /* what the new keeper cannot vouch for */
+    world_node_return(w, 0, false);
+    world_run(w, 1000);
+    world_cut(w, 0, true);
+    world_run(w, 4000);
+    w->commit_err = 0;
+    ck_assert(world_until(w, 8000, recovery_is, &fencing));
+    ck_assert_uint_eq(world_recovery(w)->instance, w->nodes[0].hello.instance);
+    w->nodes[0].no_fence_answer = true;
+    world_cut(w, 0, false);
+    world_run(w, 8000); /* that it beats and says nothing is no proof */
+    ck_assert(recovery_is(w, &fencing));
+    ck_assert_uint_ge(world_orders(w, MST_ORDER_FENCE, "web01"), 1);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_START, "web01"), 1);
+    w->nodes[0].no_fence_answer = false;
+    ck_assert(world_until(w, 15000, runs_somewhere, "web01"));
+    ck_assert_ptr_nonnull(strstr(world_recovery(w)->proof, "keeper"));
+    ck_assert_uint_eq(world_recoveries(w), 1);
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(what_the_present_keeper_runs_goes_on_while_it_is_asked_about_what_was_before_it)
+{
+    struct world *w = protected_vm(2);
+    struct mst_definition def = world_def("web02", 16, false);
+
+    world_define(w, &def);
+    world_start_vm(w, "web02", "n1");
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        if (w->rows[i].kind == MST_ROW_META)
+            w->rows[i].meta.next_recovery = 100;
+    }
+    stored(w)->instance = w->nodes[0].hello.instance - 1;
+    row_add(w, MST_ROW_RECOVERY)->recovery = (struct mst_recovery_row){.id = 100,
+                                                                       .node_id = 1,
+                                                                       .instance = w->nodes[0].hello.instance,
+                                                                       .kind = MST_FAULT_NODE_UNREACHABLE,
+                                                                       .scope = MST_SCOPE_NODE,
+                                                                       .state = MST_REC_FENCING};
+    row_add(w, MST_ROW_RVM)->rvm = (struct mst_rvm_row){
+        .recovery_id = 100, .vm = "web01", .from_node_id = 1, .from_instance = w->nodes[0].hello.instance - 1, .epoch_from = 1};
+    row_add(w, MST_ROW_RVM)->rvm = (struct mst_rvm_row){
+        .recovery_id = 100, .vm = "web02", .from_node_id = 1, .from_instance = w->nodes[0].hello.instance, .epoch_from = 1};
+    w->nodes[0].hello.earlier_vms_dead = false;
+    world_restart(w);
+    ck_assert(world_until(w, 10000, recovery_closed, NULL));
+    ck_assert_int_eq(world_recovery(w)->state, MST_REC_DONE);
+    ck_assert_int_eq(world_rvm(w, "web02")->outcome, MST_OUT_RUNS_ON);
+    ck_assert_uint_eq(world_epoch(w, "web02"), 1);
+    ck_assert_int_eq(world_where(w, "web02"), 0);
+    ck_assert_int_eq(world_rvm(w, "web01")->outcome, MST_OUT_RESUMED);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 2);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_FENCE, NULL), 1);
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
 /* --- saves that are away --- */
 
 START_TEST(a_save_whose_keeper_restarts_during_the_pull_is_waited_for)
@@ -981,6 +1050,8 @@ int main(void)
     tcase_add_test(tcase, nobody_is_told_to_stop_while_the_decision_that_it_runs_on_is_under_way);
     tcase_add_test(tcase, a_vm_that_counts_as_running_but_is_fenced_goes_on_from_its_newest_save);
     tcase_add_test(tcase, an_answered_start_whose_grant_was_fenced_meanwhile_has_failed);
+    tcase_add_test(tcase, a_node_that_is_seen_again_is_asked_about_what_the_keeper_before_it_ran);
+    tcase_add_test(tcase, what_the_present_keeper_runs_goes_on_while_it_is_asked_about_what_was_before_it);
     tcase_add_test(tcase, a_pause_of_the_coordinator_does_not_end_the_final_reading);
     tcase_add_test(tcase, a_save_whose_keeper_restarts_during_the_pull_is_waited_for);
     tcase_add_test(tcase, a_vm_whose_save_is_away_is_held_and_resumed_when_it_is_back);

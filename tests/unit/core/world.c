@@ -152,6 +152,7 @@ static int io_order(void *impl, const struct mst_order *order)
     if (order->type == MST_ORDER_FENCE) {
         ck_assert_uint_gt(order->fence_count, 0);
         snprintf(e->vm, sizeof(e->vm), "%s", order->fence[0].vm);
+        e->epoch = order->fence[0].epoch;
     } else if (order->vm) {
         snprintf(e->vm, sizeof(e->vm), "%s", order->vm);
     }

@@ -459,6 +459,11 @@ static bool start_waits(struct mst_core *core, struct rec *rec, unsigned i, char
         start_failed(rvm, -ECANCELED, "stopped by the operator");
         return false;
     }
+    /* That keeper will not start it any more, and nobody else may before the new one says that it is stopped. */
+    if (core->nodes[index].link != 0 && core->nodes[index].instance != vm->d.instance) {
+        start_failed(rvm, -ENODEV, "its new node has another keeper now");
+        return false;
+    }
     if (start_ready(core, rec, i) && start_turn(core, rec, i, (unsigned)index, why, size))
         send_start(core, rec, i, (unsigned)index);
     return true;

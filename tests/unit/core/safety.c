@@ -266,6 +266,38 @@ START_TEST(what_the_present_keeper_runs_goes_on_while_it_is_asked_about_what_was
 }
 END_TEST
 
+START_TEST(a_start_whose_keeper_was_replaced_is_fenced_by_the_new_one_before_another)
+{
+    static const enum mst_rec_state reading2 = MST_REC_READING2;
+    static const enum mst_rec_state fencing = MST_REC_FENCING;
+    struct world *w = protected_vm(2);
+
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    ck_assert(world_until(w, 3000, recovery_is, &reading2));
+    w->nodes[0].orders_wait = true;
+    while (world_orders(w, MST_ORDER_START, "web01") < 2)
+        world_run(w, 10);
+    world_node_kill(w, 0);
+    if (_i) /* the order came, its answer did not, and the new keeper cannot vouch for what became of it */
+        world_slot_new(&w->nodes[0], "web01", 2)->run_state = MST_RUN_RUNNING;
+    w->nodes[0].orders_wait = false;
+    w->nodes[0].no_fence_answer = true;
+    world_node_return(w, 0, false);
+    world_run(w, 8000);
+    ck_assert(recovery_is(w, &fencing));
+    ck_assert_uint_eq(world_last(w, MST_ORDER_FENCE, "web01")->epoch, 2);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_START, "web01"), 2); /* silence is no proof */
+    w->nodes[0].no_fence_answer = false;
+    ck_assert(world_until(w, 15000, runs_somewhere, "web01"));
+    ck_assert_uint_eq(world_epoch(w, "web01"), 3);
+    ck_assert_uint_eq(world_recoveries(w), 1);
+    ck_assert_uint_eq(w->fence_asked, 0);
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
 /* --- saves that are away --- */
 
 START_TEST(a_save_whose_keeper_restarts_during_the_pull_is_waited_for)
@@ -1052,6 +1084,7 @@ int main(void)
     tcase_add_test(tcase, an_answered_start_whose_grant_was_fenced_meanwhile_has_failed);
     tcase_add_test(tcase, a_node_that_is_seen_again_is_asked_about_what_the_keeper_before_it_ran);
     tcase_add_test(tcase, what_the_present_keeper_runs_goes_on_while_it_is_asked_about_what_was_before_it);
+    tcase_add_loop_test(tcase, a_start_whose_keeper_was_replaced_is_fenced_by_the_new_one_before_another, 0, 2);
     tcase_add_test(tcase, a_pause_of_the_coordinator_does_not_end_the_final_reading);
     tcase_add_test(tcase, a_save_whose_keeper_restarts_during_the_pull_is_waited_for);
     tcase_add_test(tcase, a_vm_whose_save_is_away_is_held_and_resumed_when_it_is_back);

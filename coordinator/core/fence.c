@@ -604,6 +604,31 @@ static bool stop_done(struct mst_core *core, struct rec *rec)
     return true;
 }
 
+/* A node's recovery that has nothing of its own while other recoveries have all that is granted there, perhaps not ready to fence it yet (a drain
+ * that still saves). Closed, it would be opened again at once, for as long as the node is lost. */
+static bool lost_for_others(const struct mst_core *core, const struct rec *rec)
+{
+    int own = node_find_id(core, rec->d.node_id);
+    bool any = false;
+
+    if (rec->d.scope != MST_SCOPE_NODE || own < 0 || core->nodes[own].instance != rec->d.instance)
+        return false;
+    for (unsigned i = 0; i < rec->vms_count; i++) {
+        if (rec->vms[i].d.outcome == MST_OUT_PENDING)
+            return false;
+    }
+    for (unsigned i = 0; i < core->vms_end; i++) {
+        const struct vm *vm = &core->vms[i];
+
+        if (!vm->used || vm->d.fenced || vm->d.node_id != rec->d.node_id)
+            continue;
+        if (vm->rec < 0) /* the next recovery of the node has it */
+            return false;
+        any = true;
+    }
+    return any;
+}
+
 bool rec_fence_step(struct mst_core *core, struct rec *rec)
 {
     int own = node_find_id(core, rec->d.node_id);
@@ -615,7 +640,8 @@ bool rec_fence_step(struct mst_core *core, struct rec *rec)
             if (false_alarm(core, rec))
                 return true;
             /* A node's recovery also proves it dead for VMs that other recoveries have: it stays until none of them waits. */
-            if (rec->d.scope != MST_SCOPE_NODE || own < 0 || !fence_needed(core, (unsigned)own)) {
+            if (rec->d.scope != MST_SCOPE_NODE || own < 0 ||
+                (!fence_needed(core, (unsigned)own) && !lost_for_others(core, rec))) {
                 txn_begin(core);
                 if (rec_fenced(core, rec)) {
                     txn_submit(core, "recovery=%" PRIu64 " is fenced", rec->d.id);

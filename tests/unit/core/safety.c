@@ -805,6 +805,132 @@ START_TEST(an_order_to_save_whose_answer_was_lost_with_the_link_is_given_again)
 }
 END_TEST
 
+START_TEST(a_keeper_that_freezes_during_a_drain_has_one_recovery_until_the_drain_gives_up_or_it_goes_on)
+{
+    static const enum mst_order_type save = MST_ORDER_SAVE;
+    struct world *w = protected_vm(3);
+
+    (void)world_ask(w, MST_REQ_DRAIN, "n1", NULL);
+    w->nodes[0].orders_wait = true;
+    ck_assert(world_until(w, 3000, ordered, &save));
+    w->nodes[0].orders_wait = false;
+    w->nodes[0].frozen = true;
+    world_run(w, 10000);
+    ck_assert_uint_eq(world_recoveries(w), 2); /* the drain, the node */
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_RECORD_FAULT, NULL), 1);
+    ck_assert_uint_eq(w->fence_asked, 0); /* the save may still come */
+    w->nodes[0].orders_wait = _i != 0;    /* its beat is read before it answers */
+    w->nodes[0].frozen = _i == 0;
+    world_run(w, 200);
+    w->nodes[0].orders_wait = false;
+    ck_assert(world_until(w, 20000, runs_somewhere, "web01"));
+    world_run(w, 3000);
+    ck_assert_int_ne(world_where(w, "web01"), 0);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 2);
+    ck_assert_uint_eq(w->fence_asked, _i == 0 ? 1 : 0);
+    ck_assert_int_eq(world_rvm(w, "web01")->outcome, _i == 0 ? MST_OUT_RESTARTED : MST_OUT_RESUMED);
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        if (w->rows[i].kind == MST_ROW_RECOVERY)
+            ck_assert_int_eq(w->rows[i].recovery.state, MST_REC_DONE);
+    }
+    world_free(w);
+}
+END_TEST
+
+/* web02 is held by recovery 101 and not proved stopped on n1; recovery 100 is of n1 as a whole, and fencing. */
+static struct world *lost_beside_a_held_vm(uint64_t instance)
+{
+    struct world *w = protected_vm(2);
+    struct mst_definition def = world_def("web02", 16, false);
+
+    world_define(w, &def);
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        struct mst_row *row = &w->rows[i];
+
+        if (row->kind == MST_ROW_META)
+            row->meta.next_recovery = 101;
+        if (row->kind != MST_ROW_VM || strcmp(row->vm.name, "web02") != 0)
+            continue;
+        row->vm.node_id = 1;
+        row->vm.instance = w->nodes[0].hello.instance;
+        row->vm.epoch = 1;
+        row->vm.fenced = false;
+        row->vm.wanted = true;
+        row->vm.phase = MST_VM_HELD;
+    }
+    row_add(w, MST_ROW_RECOVERY)->recovery = (struct mst_recovery_row){.id = 100,
+                                                                       .node_id = 1,
+                                                                       .instance = instance,
+                                                                       .kind = MST_FAULT_NODE_UNREACHABLE,
+                                                                       .scope = MST_SCOPE_NODE,
+                                                                       .state = MST_REC_FENCING};
+    row_add(w, MST_ROW_RECOVERY)->recovery = (struct mst_recovery_row){
+        .id = 101, .node_id = 1, .kind = MST_FAULT_VM_EXITED, .scope = MST_SCOPE_VM, .state = MST_REC_HELD};
+    row_add(w, MST_ROW_RVM)->rvm = (struct mst_rvm_row){.recovery_id = 101,
+                                                        .vm = "web02",
+                                                        .from_node_id = 1,
+                                                        .epoch_from = 1,
+                                                        .outcome = MST_OUT_HELD,
+                                                        .hold = MST_HOLD_ATTRIBUTE};
+    return w;
+}
+
+static bool recovery_100_is_over(struct world *w, const void *unused)
+{
+    (void)unused;
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        if (w->rows[i].kind == MST_ROW_RECOVERY && w->rows[i].recovery.id == 100)
+            return w->rows[i].recovery.state == MST_REC_DONE;
+    }
+    return false;
+}
+
+START_TEST(a_lost_node_goes_on_for_its_own_vms_beside_one_that_is_held)
+{
+    struct world *w = lost_beside_a_held_vm(0x100);
+
+    if (_i) { /* recovery 100 has it, and its proof */
+        row_add(w, MST_ROW_RVM)->rvm =
+            (struct mst_rvm_row){.recovery_id = 100, .vm = "web01", .from_node_id = 1, .from_instance = 0x100, .epoch_from = 1};
+        stored(w)->fenced = true;
+        stored(w)->proof_kind = MST_PROOF_POWER;
+    }
+    w->nodes[0].up = w->nodes[0].powered = false;
+    world_restart(w);
+    ck_assert(world_until(w, 20000, runs_somewhere, "web01"));
+    ck_assert_int_eq(world_where(w, "web01"), 1);
+    world_free(w);
+}
+END_TEST
+
+static void is_proved_stopped(struct world *w, const char *vm)
+{
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        if (w->rows[i].kind != MST_ROW_VM || strcmp(w->rows[i].vm.name, vm) != 0)
+            continue;
+        w->rows[i].vm.fenced = true;
+        w->rows[i].vm.proof_kind = MST_PROOF_KEEPER;
+    }
+}
+
+START_TEST(a_recovery_of_a_node_ends_when_nothing_is_left_for_it)
+{
+    struct world *w = lost_beside_a_held_vm(_i ? 0x100 : 0xff); /* web02 is the present keeper's */
+
+    is_proved_stopped(w, "web01");
+    stored(w)->wanted = false;
+    stored(w)->phase = MST_VM_STOPPED;
+    if (_i) {
+        is_proved_stopped(w, "web02");
+        w->nodes[0].up = w->nodes[0].powered = false;
+    }
+    w->nodes[0].slots[0].used = false;
+    world_restart(w);
+    ck_assert(world_until(w, 10000, recovery_100_is_over, NULL));
+    world_free(w);
+}
+END_TEST
+
 /* --- the operator --- */
 
 START_TEST(a_vm_that_was_stopped_while_it_was_fenced_boots_when_it_is_started_again)
@@ -1101,6 +1227,10 @@ int main(void)
     tcase_add_test(tcase, a_drain_that_cannot_save_is_over_when_the_node_is_taken_back);
     tcase_add_test(tcase, a_hung_agent_does_not_cost_an_unprotected_vm_its_state);
     tcase_add_test(tcase, an_order_to_save_whose_answer_was_lost_with_the_link_is_given_again);
+    tcase_add_loop_test(tcase, a_keeper_that_freezes_during_a_drain_has_one_recovery_until_the_drain_gives_up_or_it_goes_on, 0,
+                        2);
+    tcase_add_loop_test(tcase, a_lost_node_goes_on_for_its_own_vms_beside_one_that_is_held, 0, 2);
+    tcase_add_loop_test(tcase, a_recovery_of_a_node_ends_when_nothing_is_left_for_it, 0, 2);
     tcase_add_loop_test(tcase, a_bad_target_does_not_throw_a_good_save_away, 0, 3);
     tcase_add_test(tcase, a_vm_that_was_stopped_while_it_was_fenced_boots_when_it_is_started_again);
     tcase_add_test(tcase, a_node_that_has_not_called_yet_cannot_be_confirmed_dead_right_after_a_start);

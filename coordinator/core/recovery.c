@@ -344,6 +344,16 @@ static bool keeper_is_awaited(const struct mst_core *core, const struct rec *rec
     return core->now_ms - node->link_since_ms < SEEN_AGAIN_MS;
 }
 
+/* It said what it has saved, and by what was read before that it stands still: its beat is read again within a moment. Going on to the fence now would
+ * cut its power, and the saves go with that. */
+static bool answers_before_its_beat(const struct mst_core *core, const struct rec *rec, unsigned index)
+{
+    const struct node *node = &core->nodes[index];
+
+    return node->link != 0 && node->instance == rec->d.instance && core->now_ms - rec->entered_ms < SAVE_DEADLINE_MS + 1000 &&
+           mst_detect_keeper(&node->detect, core->conf.keeper_silent_ms) == MST_LIFE_FROZEN;
+}
+
 static void send_saves(struct mst_core *core, struct rec *rec, unsigned index)
 {
     for (unsigned i = 0; i < rec->vms_count; i++) {
@@ -383,6 +393,8 @@ static bool step_saving(struct mst_core *core, struct rec *rec)
         asked += rec->vms[i].ordered ? 1 : 0;
         saved += rec->vms[i].answered && rec->vms[i].err == 0 ? 1 : 0;
     }
+    if (saved > 0 && index >= 0 && answers_before_its_beat(core, rec, (unsigned)index))
+        return false;
     if (!txn_free(core))
         return false;
     txn_begin(core);

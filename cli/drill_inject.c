@@ -114,6 +114,20 @@ static void refuse(struct drill *d, struct drill_fault_record *fault, int err, c
     drill_say(d, "%s %s %s: could not be injected: %s", fault->kind, fault->node, fault->vm, text);
 }
 
+/* Undoing (index negative): whom a fault of this drill has struck as the mirror of that VM. */
+static void mirror_find(const struct drill *d, struct drill_fault_record *fault, int index)
+{
+    const char *node = "";
+
+    for (unsigned i = 0; i < d->rec.vms_count && index >= 0; i++)
+        if (strcmp(d->rec.vms[i].name, fault->mirror_of) == 0)
+            node = d->rec.vms[i].mirror;
+    for (unsigned i = 0; i < d->rec.faults_count && index < 0; i++)
+        if (strcmp(d->rec.faults[i].mirror_of, fault->mirror_of) == 0 && d->rec.faults[i].node[0])
+            node = d->rec.faults[i].node;
+    snprintf(fault->node, sizeof(fault->node), "%s", node);
+}
+
 /* index: of rec.faults when it is one of the drill's faults (it then strikes VMs), negative for undoing. */
 static void inject(struct drill *d, struct drill_fault_record *fault, int index)
 {
@@ -128,10 +142,15 @@ static void inject(struct drill *d, struct drill_fault_record *fault, int index)
         const struct drill_vm_record *vm = drill_record_vm(&d->rec, fault->vm);
         snprintf(fault->node, sizeof(fault->node), "%s", vm ? vm->node : "");
     }
+    if (fault->mirror_of[0])
+        mirror_find(d, fault, index);
     fault->t0_wall_ms = mst_wall_ms();
     injection = fault->node[0] ? calloc(1, sizeof(*injection)) : NULL;
     if (!injection) {
-        refuse(d, fault, -ENOENT, fault->node[0] ? "out of memory" : "it is not known where the VM runs");
+        refuse(d, fault, -ENOENT,
+               fault->node[0]        ? "out of memory"
+               : fault->mirror_of[0] ? "the VM has no mirror"
+                                     : "it is not known where the VM runs");
         return;
     }
     injection->drill = d;
@@ -178,6 +197,7 @@ static void fault_fill(struct drill_fault_record *record, const struct mst_drill
     snprintf(record->kind, sizeof(record->kind), "%s", fault->kind);
     snprintf(record->node, sizeof(record->node), "%s", fault->node ? fault->node : "");
     snprintf(record->vm, sizeof(record->vm), "%s", fault->vm ? fault->vm : "");
+    snprintf(record->mirror_of, sizeof(record->mirror_of), "%s", fault->mirror_of ? fault->mirror_of : "");
 }
 
 void drill_faults_begin(struct drill *d)

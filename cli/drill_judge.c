@@ -283,7 +283,17 @@ __attribute__((format(printf, 2, 3))) static void allowed_set(struct drill_vm_re
 
 #define vm_check(res, name, passed, ...) check_add((res)->checks, &(res)->checks_count, name, passed, __VA_ARGS__)
 
-static void judge_numbers(struct drill_vm_result *res, const struct mst_drill_vm *want)
+static uint64_t last_fault_ns(const struct drill_record *rec)
+{
+    uint64_t last = rec->begin_ns;
+
+    for (unsigned i = 0; i < rec->faults_count; i++)
+        if (rec->faults[i].t0_ns > last)
+            last = rec->faults[i].t0_ns;
+    return last;
+}
+
+static void judge_numbers(struct drill_vm_result *res, const struct drill_record *rec, const struct mst_drill_vm *want)
 {
     uint64_t rto_ms = 0, rpo_ms = 0, lost = 0;
 
@@ -304,6 +314,17 @@ static void judge_numbers(struct drill_vm_result *res, const struct mst_drill_vm
     if (want->has_lost_beats_max) {
         vm_check(res, "lost-beats", lost <= want->lost_beats_max, "%" PRIu64, lost);
         allowed_set(res, "%u", want->lost_beats_max);
+    }
+    if (want->has_mirrored_ms) {
+        uint64_t from_ns = last_fault_ns(rec), since_ns = res->vm->mirrored_ns;
+        uint64_t took_ms = ms_between(from_ns, since_ns);
+
+        if (since_ns)
+            vm_check(res, "mirrored", took_ms <= want->mirrored_ms, "on %s, %" PRIu64 " ms after the last fault", res->vm->mirror,
+                     took_ms);
+        else
+            vm_check(res, "mirrored", false, "nobody has its checkpoints");
+        allowed_set(res, "%u ms", want->mirrored_ms);
     }
 }
 
@@ -464,7 +485,7 @@ int drill_judge(const struct mst_drill_conf *conf, const struct drill_record *re
 
         res->vm = &rec->vms[i];
         episodes_make(res, rec);
-        judge_numbers(res, &conf->vms[i]);
+        judge_numbers(res, rec, &conf->vms[i]);
         judge_words(res, &conf->vms[i]);
         judge_always(res, rec);
         res->passed = true;

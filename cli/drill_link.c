@@ -42,6 +42,21 @@ bool drill_polled_since(const struct drill *d, unsigned poll, uint64_t at_ns)
 
 /* --- answers --- */
 
+/* The node whose copy counts; "": none does. */
+static const char *mirror_in(const json_t *row)
+{
+    const json_t *mirrors = json_object_get(row, "mirrors");
+    const char *node = "";
+
+    for (size_t i = 0; i < json_array_size(mirrors); i++) {
+        const json_t *mirror = json_array_get(mirrors, i);
+
+        if (json_is_true(json_object_get(mirror, "counts")) && json_is_string(json_object_get(mirror, "node")))
+            node = json_string_value(json_object_get(mirror, "node"));
+    }
+    return node;
+}
+
 static void take_vms(struct drill *d, const json_t *rows)
 {
     size_t i;
@@ -58,6 +73,7 @@ static void take_vms(struct drill *d, const json_t *rows)
             continue;
         if (strcmp(state, "running") == 0)
             drill_record_place(vm, node, (uint64_t)json_integer_value(json_object_get(row, "epoch")));
+        drill_record_mirror(&d->rec, vm, mirror_in(row), mst_now_ns());
         if (!d->faults_begun) {
             vm->save_seq = (uint64_t)json_integer_value(json_object_get(row, "save_seq"));
             vm->exposed = json_object_get(row, "exposed_ms") != NULL;

@@ -33,7 +33,9 @@ static int faults_check(const struct drill_plan *plan, const struct mst_drill_fa
             return mst_why_set(why, -EINVAL, "%s[%u].vm: %s strikes a whole node; leave vm out", list, i, fault->kind);
         if (fault->vm && !vm_known(plan, fault->vm))
             return mst_why_set(why, -EINVAL, "%s[%u].vm: the drill has no VM '%s'", list, i, fault->vm);
-        if (!fault->vm && !fault->node)
+        if (fault->mirror_of && !vm_known(plan, fault->mirror_of))
+            return mst_why_set(why, -EINVAL, "%s[%u].mirror-of: the drill has no VM '%s'", list, i, fault->mirror_of);
+        if (!fault->vm && !fault->node && !fault->mirror_of)
             return mst_why_set(why, -EINVAL, "%s[%u].node: %s wants a node", list, i, fault->kind);
         if (fault->at_ms >= plan->conf->timeout_ms)
             return mst_why_set(why, -EINVAL, "%s[%u].at-ms: %u is not before timeout-ms, %u", list, i, fault->at_ms,

@@ -22,6 +22,7 @@ static const struct {
     {"etcd-kill", false, false, true},        {"etcd-stop", false, false, true},
     {"etcd-continue", true, false, true},     {"heal", true, false, false},
     {"keeper-continue", true, false, false},  {"agent-continue", true, false, false},
+    {"link-slow", false, false, false},       {"link-well", true, false, false},
 };
 
 bool drill_kind_known(const char *kind, bool *ret_of_vm, bool *ret_of_coordinator)
@@ -311,12 +312,44 @@ int drill_record_feed(struct drill_vm_record *vm, uint64_t epoch, uint64_t offse
     return r;
 }
 
+/* A link that is slow stops nobody. */
+static bool kind_strikes(const char *kind)
+{
+    return !drill_kind_undoes(kind) && strcmp(kind, "link-slow") != 0;
+}
+
+/* And nothing since has undone it. */
+static bool struck(const struct drill_record *rec, const char *node)
+{
+    uint64_t last_ns = 0;
+    bool is_struck = false;
+
+    for (unsigned i = 0; i < rec->faults_count; i++) {
+        const struct drill_fault_record *f = &rec->faults[i];
+
+        if (f->t0_ns <= last_ns || f->vm[0] || strcmp(f->kind, "link-slow") == 0 || strcmp(f->node, node) != 0)
+            continue;
+        last_ns = f->t0_ns;
+        is_struck = !drill_kind_undoes(f->kind);
+    }
+    return is_struck;
+}
+
+void drill_record_mirror(const struct drill_record *rec, struct drill_vm_record *vm, const char *node, uint64_t now_ns)
+{
+    snprintf(vm->mirror, sizeof(vm->mirror), "%s", node);
+    if (!node[0] || struck(rec, node))
+        vm->mirrored_ns = 0;
+    else if (vm->mirrored_ns == 0)
+        vm->mirrored_ns = now_ns;
+}
+
 int drill_record_strike(struct drill_record *rec, unsigned fault)
 {
     const struct drill_fault_record *f = &rec->faults[fault];
     int struck = 0;
 
-    if (drill_kind_undoes(f->kind))
+    if (!kind_strikes(f->kind))
         return 0;
     for (unsigned i = 0; i < rec->vms_count; i++) {
         struct drill_vm_record *vm = &rec->vms[i];

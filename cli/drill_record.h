@@ -56,7 +56,9 @@ struct drill_vm_record {
     char node[MST_NAME_BYTES]; /* where it runs, as far as is known: of the newest epoch */
     uint64_t epoch;
     uint64_t save_seq, save_age_ms, pause_us; /* last seen before the first fault */
-    bool exposed;                             /* under protect mirror, and nobody has its checkpoints */
+    bool exposed;                             /* under protect mirror, and nobody has its checkpoints; before the first fault */
+    char mirror[MST_NAME_BYTES];              /* who has them, as last seen; "": nobody */
+    uint64_t mirrored_ns;                     /* since when one has them whom no fault had struck; 0: none has */
     struct drill_beat *beats;
     size_t beats_count, beats_room;
     struct drill_hit hits[DRILL_HITS_MAX];
@@ -69,6 +71,7 @@ struct drill_vm_record {
 
 struct drill_fault_record {
     char kind[MST_NAME_BYTES], node[MST_NAME_BYTES], vm[MST_NAME_BYTES]; /* vm "": none */
+    char mirror_of[MST_NAME_BYTES];                                      /* the VM by which node was found, "": none */
     uint64_t planned_ms;
     uint64_t t0_ns; /* just before the injector was started; 0: not begun */
     uint64_t t0_wall_ms;
@@ -111,6 +114,8 @@ int drill_record_feed(struct drill_vm_record *vm, uint64_t epoch, uint64_t offse
                       uint64_t now_ns, bool late, const struct drill_record_events *events);
 /* A view said that vm runs there. */
 void drill_record_place(struct drill_vm_record *vm, const char *node, uint64_t epoch);
+/* A view said who holds vm's checkpoints ("": nobody) at now_ns. A mirror that a fault has struck, but for a link that was made slow, is as good as none. */
+void drill_record_mirror(const struct drill_record *rec, struct drill_vm_record *vm, const char *node, uint64_t now_ns);
 /* Notes fault number i on every VM it strikes: its vm, or all that run on its node. Kinds that undo a fault strike none. */
 int drill_record_strike(struct drill_record *rec, unsigned fault);
 bool drill_kind_undoes(const char *kind); /* power-on, heal, ...-continue */

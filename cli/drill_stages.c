@@ -97,6 +97,9 @@ static bool node_needed(const struct drill *d, const char *node)
     for (unsigned i = 0; i < conf->faults_count; i++)
         if (names(conf->faults[i].node, node))
             return true;
+    for (unsigned i = 0; i < d->rec.faults_count; i++) /* struck as somebody's mirror */
+        if (names(d->rec.faults[i].node, node))
+            return true;
     return false;
 }
 
@@ -358,6 +361,18 @@ static bool vm_observed(struct drill *d, unsigned index, char *text, size_t size
     return true;
 }
 
+/* Whoever is to have a mirror again is waited for; how long it took is judged. */
+static bool mirrors_are_there(const struct drill *d, char *text, size_t size)
+{
+    for (unsigned i = 0; i < d->rec.vms_count; i++) {
+        if (!d->plan->conf->vms[i].has_mirrored_ms || d->rec.vms[i].mirrored_ns != 0)
+            continue;
+        snprintf(text, size, "%s has no mirror yet", d->rec.vms[i].name);
+        return false;
+    }
+    return true;
+}
+
 static bool watch_is_over(struct drill *d, char *text, size_t size)
 {
     uint64_t last_ns = 0;
@@ -377,7 +392,7 @@ static bool watch_is_over(struct drill *d, char *text, size_t size)
     for (unsigned i = 0; i < d->rec.vms_count; i++)
         if (!vm_observed(d, i, text, size))
             return false;
-    if (!recoveries_closed(d, text, size))
+    if (!recoveries_closed(d, text, size) || !mirrors_are_there(d, text, size))
         return false;
     snprintf(text, size, "%u ms after the last fault", d->plan->conf->observe_ms);
     return mst_now_ns() - last_ns >= d->plan->conf->observe_ms * MST_NS_PER_MS &&
@@ -437,16 +452,20 @@ static void undo_faults(struct drill *d)
                 drill_pump(d);
             r = drill_inject_wait(d, &conf->undo[i], &why);
         }
-        step_add(d, r, &why, "%s %s", conf->undo[i].kind, conf->undo[i].node ? conf->undo[i].node : "");
+        step_add(d, r, &why, "%s %s%s", conf->undo[i].kind, conf->undo[i].mirror_of ? "the mirror of " : "",
+                 conf->undo[i].node        ? conf->undo[i].node
+                 : conf->undo[i].mirror_of ? conf->undo[i].mirror_of
+                                           : "");
     }
 }
 
-static bool has_fault_on(const struct mst_drill_conf *conf, const char *node)
+static bool has_fault_on(const struct drill *d, const char *node)
 {
-    for (unsigned i = 0; i < conf->faults_count; i++) {
-        if (conf->faults[i].node && strcmp(conf->faults[i].node, node) == 0)
+    const struct mst_drill_conf *conf = d->plan->conf;
+
+    for (unsigned i = 0; i < conf->faults_count; i++)
+        if (names(conf->faults[i].node, node) || (conf->faults[i].mirror_of && names(d->rec.faults[i].node, node)))
             return true;
-    }
     return false;
 }
 
@@ -463,8 +482,7 @@ static void nodes_take_again(struct drill *d, bool all)
         struct mst_why why = {0};
 
         body.node = (char *)json_string_value(json_object_get(node, "node"));
-        if (!body.node || json_object_get(d->barred, body.node) ||
-            !(node_barred(node) || (all && has_fault_on(d->plan->conf, body.node))))
+        if (!body.node || json_object_get(d->barred, body.node) || !(node_barred(node) || (all && has_fault_on(d, body.node))))
             continue;
         body.has_undo = body.undo = 1;
         env.body_case = MAINSTAY__ENVELOPE__BODY_NODE_DRAIN;

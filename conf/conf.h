@@ -119,7 +119,8 @@ struct mst_drill_fault {
     uint32_t at_ms;
     char *kind;
     char *node;
-    char *vm; /* may be NULL; node may be NULL with vm: where vm runs then */
+    char *vm;        /* may be NULL; node may be NULL with vm: where vm runs then */
+    char *mirror_of; /* in place of node: who holds the checkpoints of this VM then; undo: whom the faults struck so */
 };
 struct mst_drill_vm {
     char *definition; /* path of a VM definition, relative to the drill file */
@@ -135,6 +136,8 @@ struct mst_drill_vm {
     char *placed; /* same | other | NODE; NULL: any */
     bool has_lost_beats_max;
     uint32_t lost_beats_max; /* last beat before - first beat after + 1, at most */
+    bool has_mirrored_ms;
+    uint32_t mirrored_ms; /* at most so long after the last fault somebody has its checkpoints whom no fault has struck */
 };
 struct mst_drill_conf {
     char *name, *text;

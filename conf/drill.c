@@ -19,6 +19,7 @@ static const cyaml_schema_field_t vm_fields[] = {
     CYAML_FIELD_STRING_PTR("method", OPTIONAL, struct mst_drill_vm, method, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("placed", OPTIONAL, struct mst_drill_vm, placed, 0, CYAML_UNLIMITED),
     CYAML_FIELD_UINT("lost-beats-max", CYAML_FLAG_OPTIONAL, struct mst_drill_vm, lost_beats_max),
+    CYAML_FIELD_UINT("mirrored-ms", CYAML_FLAG_OPTIONAL, struct mst_drill_vm, mirrored_ms),
     CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t vm_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct mst_drill_vm, vm_fields)};
@@ -28,6 +29,7 @@ static const cyaml_schema_field_t fault_fields[] = {
     CYAML_FIELD_STRING_PTR("kind", REQUIRED, struct mst_drill_fault, kind, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("node", OPTIONAL, struct mst_drill_fault, node, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("vm", OPTIONAL, struct mst_drill_fault, vm, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_STRING_PTR("mirror-of", OPTIONAL, struct mst_drill_fault, mirror_of, 0, CYAML_UNLIMITED),
     CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t fault_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct mst_drill_fault, fault_fields)};
@@ -52,9 +54,9 @@ static const cyaml_schema_value_t drill_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG
 
 #define KINDS_OF_VMS "qemu-kill|qemu-stop"
 #define KINDS_OF_NODES                                                                                                           \
-    "agent-kill|agent-stop|keeper-kill|keeper-stop|machine-check|panic|power-off|cut|coordinator-kill|coordinator-stop|"         \
-    "etcd-kill|etcd-stop"
-#define KINDS_OF_UNDO "power-on|heal|keeper-continue|agent-continue|coordinator-continue|etcd-continue"
+    "agent-kill|agent-stop|keeper-kill|keeper-stop|machine-check|panic|power-off|cut|link-slow|"                                 \
+    "coordinator-kill|coordinator-stop|etcd-kill|etcd-stop"
+#define KINDS_OF_UNDO "power-on|heal|link-well|keeper-continue|agent-continue|coordinator-continue|etcd-continue"
 
 static const struct mst_rule rules[] = {
     {"name", MST_RULE_NAME, 0, 0, NULL},
@@ -72,13 +74,16 @@ static const struct mst_rule rules[] = {
     {"vms[].method", MST_RULE_WORDS, 0, 0, "none|booted|pulled-live|pulled-shadow|in-place|restarted"},
     {"vms[].placed", MST_RULE_NAME, 0, 0, NULL}, /* same, other, or a node */
     {"vms[].lost-beats-max", MST_RULE_NUMBER, 0, 1000000, NULL},
+    {"vms[].mirrored-ms", MST_RULE_NUMBER, 1, 86400000, NULL},
     {"faults[].at-ms", MST_RULE_NUMBER, 0, 86400000, NULL},
     {"faults[].kind", MST_RULE_WORDS, 0, 0, KINDS_OF_VMS "|" KINDS_OF_NODES "|" KINDS_OF_UNDO},
     {"faults[].node", MST_RULE_NAME, 0, 0, NULL},
     {"faults[].vm", MST_RULE_NAME, 0, 0, NULL},
+    {"faults[].mirror-of", MST_RULE_NAME, 0, 0, NULL},
     {"undo[].kind", MST_RULE_WORDS, 0, 0, KINDS_OF_UNDO},
     {"undo[].node", MST_RULE_NAME, 0, 0, NULL},
     {"undo[].vm", MST_RULE_NAME, 0, 0, NULL},
+    {"undo[].mirror-of", MST_RULE_NAME, 0, 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -108,8 +113,13 @@ static int check_fault(const struct mst_yaml *yaml, const struct mst_drill_conf 
             yaml, why, key, "is given with %s, which strikes a whole node; allowed only with qemu-kill, qemu-stop", fault->kind);
     if (fault->vm && !vm_known(conf, fault->vm))
         return mst_yaml_refuse(yaml, why, key, "'%s' is none of the drill's vms, allowed are their names", fault->vm);
+    snprintf(key, sizeof(key), "%s[%u].mirror-of", list, i);
+    if (fault->mirror_of && (of_vm || fault->node))
+        return mst_yaml_refuse(yaml, why, key, "is given with %s, allowed is one of them", of_vm ? "a fault of a VM" : "node");
+    if (fault->mirror_of && !vm_known(conf, fault->mirror_of))
+        return mst_yaml_refuse(yaml, why, key, "'%s' is none of the drill's vms, allowed are their names", fault->mirror_of);
     snprintf(key, sizeof(key), "%s[%u].node", list, i);
-    if (!of_vm && !fault->node)
+    if (!of_vm && !fault->node && !fault->mirror_of)
         return mst_yaml_refuse(yaml, why, key, "is missing, %s strikes a node and has to name it", fault->kind);
     snprintf(key, sizeof(key), "%s[%u].at-ms", list, i);
     if ((uint64_t)conf->settle_ms + fault->at_ms >= conf->timeout_ms)
@@ -166,6 +176,8 @@ static void fill(const struct mst_yaml *yaml, struct mst_drill_conf *conf)
         conf->vms[i].has_rpo_ms = mst_yaml_has(yaml, key);
         snprintf(key, sizeof(key), "vms[%u].lost-beats-max", i);
         conf->vms[i].has_lost_beats_max = mst_yaml_has(yaml, key);
+        snprintf(key, sizeof(key), "vms[%u].mirrored-ms", i);
+        conf->vms[i].has_mirrored_ms = mst_yaml_has(yaml, key);
     }
 }
 

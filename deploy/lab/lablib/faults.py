@@ -9,6 +9,7 @@ from .core import Lab, LabError, lab_name, wait_until, write_atomic
 
 # A corrected memory error in bank 4: "[Hardware Error] ... Bank 4" in the kernel log within check_interval, a second.
 MACHINE_CHECK = "mce 0 4 0x9c00004000010092 0 0x12345000 0x8c"
+SLOW_LINK = "4mbit"      # a checkpoint of a busy guest takes longer than its interval, and beats still come in time
 RUN_DIR = "/run/mainstay"
 
 
@@ -50,6 +51,15 @@ def heal(machine):
     qmp.ask(machine, "set_link", name="cluster", up=True)
 
 
+def link_slow(machine):
+    """The machine's cable carries to it only a trickle: whoever writes into its memory waits."""
+    net.slow_port(machine.lab, machine, SLOW_LINK)
+
+
+def link_well(machine):
+    net.slow_port(machine.lab, machine, None)
+
+
 def _signal(sig, pid_file, folder=RUN_DIR):
     """A fault that sends a signal to the process of a pid file of the machine."""
     def act(machine, virtual_machine=None):
@@ -79,6 +89,8 @@ KINDS = {
     "power-on": ("any", vm.power_on),
     "cut": ("any", cut),
     "heal": ("any", heal),
+    "link-slow": ("any", link_slow),
+    "link-well": ("any", link_well),
 }
 
 

@@ -41,6 +41,14 @@ def set_port(lab, machine, up):
     proc.run(lab, ["ip", "-n", lab.netns, "link", "set", machine.tap, "up" if up else "down"])
 
 
+def slow_port(lab, machine, rate):
+    """What the switch sends to the machine goes at this rate at most, through a queue that is full after 2 MB; None: as fast as it may."""
+    if rate:
+        proc.run(lab, ["tc", "-n", lab.netns, "qdisc", "replace", "dev", machine.tap, "root", "tbf", "rate", rate, "burst", "64kb", "limit", "2mb"])
+    else:
+        proc.run(lab, ["tc", "-n", lab.netns, "qdisc", "del", "dev", machine.tap, "root"], check=False)
+
+
 def delete(lab):
     path = Path("/run/netns") / lab.netns
     if not path.exists():

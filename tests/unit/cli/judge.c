@@ -203,6 +203,19 @@ START_TEST(repeated_beats_are_lost_work)
 }
 END_TEST
 
+START_TEST(mirror_must_be_there_again_in_time_after_the_last_fault)
+{
+    pulled_shadow();
+    want.has_mirrored_ms = true;
+    want.mirrored_ms = 300;
+    fails_only("mirrored"); /* none at all */
+    rec.vms[0].mirrored_ns = rec.faults[0].t0_ns + 300 * MST_NS_PER_MS;
+    ck_assert(judge());
+    want.mirrored_ms = 299;
+    fails_only("mirrored");
+}
+END_TEST
+
 START_TEST(memory_is_kept_unless_the_guest_booted)
 {
     pulled_shadow();
@@ -487,6 +500,7 @@ int main(void)
     tcase_add_test(tcase, nothing_is_lost_when_the_next_number_follows);
     tcase_add_test(tcase, repeated_beats_are_lost_work);
     tcase_add_test(tcase, memory_is_kept_unless_the_guest_booted);
+    tcase_add_test(tcase, mirror_must_be_there_again_in_time_after_the_last_fault);
     tcase_add_test(tcase, boot_line_means_memory_lost);
     tcase_add_test(tcase, restart_means_memory_lost_whatever_the_numbers_say);
     tcase_add_test(tcase, saved_state_started_again_is_memory_lost);

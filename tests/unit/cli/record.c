@@ -220,6 +220,31 @@ START_TEST(fault_of_a_node_strikes_the_vms_that_run_there)
 }
 END_TEST
 
+START_TEST(mirror_that_was_struck_is_none_until_it_is_back)
+{
+    struct drill_vm_record *web = &rec.vms[0];
+
+    rec.faults_count = 3;
+    rec.faults[0] = (struct drill_fault_record){.kind = "link-slow", .node = "n3", .t0_ns = 5};
+    rec.faults[1] = (struct drill_fault_record){.kind = "power-off", .node = "n2"};
+    rec.faults[2] = (struct drill_fault_record){.kind = "power-on", .node = "n2"};
+    drill_record_mirror(&rec, web, "n2", 10);
+    ck_assert_uint_eq(web->mirrored_ns, 10);
+    rec.faults[1].t0_ns = 20;
+    drill_record_mirror(&rec, web, "n2", 30);
+    ck_assert_uint_eq(web->mirrored_ns, 0);
+    drill_record_mirror(&rec, web, "n3", 40); /* slow, and there */
+    drill_record_mirror(&rec, web, "n3", 50);
+    ck_assert_uint_eq(web->mirrored_ns, 40);
+    ck_assert_str_eq(web->mirror, "n3");
+    drill_record_mirror(&rec, web, "", 60);
+    ck_assert_uint_eq(web->mirrored_ns, 0);
+    rec.faults[2].t0_ns = 70;
+    drill_record_mirror(&rec, web, "n2", 80);
+    ck_assert_uint_eq(web->mirrored_ns, 80);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("cli_record");
@@ -242,6 +267,7 @@ int main(void)
     tcase_add_test(tcase, older_epoch_after_a_newer_one_is_kept_as_seen);
     tcase_add_test(tcase, more_epochs_than_streams_forget_the_oldest);
     tcase_add_test(tcase, fault_of_a_node_strikes_the_vms_that_run_there);
+    tcase_add_test(tcase, mirror_that_was_struck_is_none_until_it_is_back);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

@@ -285,10 +285,11 @@ END_TEST
 START_TEST(drill_takes_its_defaults)
 {
     struct mst_drill_conf *conf;
-    const char *path = file_make("d.yaml",
-                                 "name: d\nvms:\n- definition: a.yaml\n- {definition: b.yaml, rpo-ms: 0}\n"
-                                 "faults:\n- {kind: power-off, node: n1}\nundo:\n- {kind: power-on, node: n1}\n",
-                                 0);
+    const char *path =
+        file_make("d.yaml",
+                  "name: d\nvms:\n- definition: a.yaml\n- {definition: b.yaml, rpo-ms: 0, mirrored-ms: 7}\n"
+                  "faults:\n- {kind: power-off, node: n1}\n- {kind: cut, mirror-of: b}\nundo:\n- {kind: power-on, node: n1}\n",
+                  0);
 
     load_ok(mst_drill_conf_load(path, &conf, &why));
     ck_assert_ptr_null(conf->text);
@@ -296,7 +297,10 @@ START_TEST(drill_takes_its_defaults)
     ck_assert_uint_eq(conf->timeout_ms, 120000);
     ck_assert_uint_eq(conf->observe_ms, 3000);
     ck_assert(!conf->vms[0].has_rto_ms && !conf->vms[0].has_rpo_ms && !conf->vms[0].has_lost_beats_max);
+    ck_assert(!conf->vms[0].has_mirrored_ms && conf->vms[1].has_mirrored_ms && conf->vms[1].mirrored_ms == 7);
     ck_assert(conf->vms[1].has_rpo_ms && conf->vms[1].rpo_ms == 0);
+    ck_assert_ptr_null(conf->faults[0].mirror_of);
+    ck_assert_str_eq(conf->faults[1].mirror_of, "b");
     ck_assert_uint_eq(conf->faults[0].at_ms, 0);
     ck_assert_str_eq(conf->undo[0].kind, "power-on");
     mst_drill_conf_free(conf);

@@ -262,11 +262,12 @@ static const struct bad bads[] = {
     {DRILL, "name: d\nvms:\n- definition: a\n  rto_ms: 1\n",
      "4: vms[0].rto_ms: is not a key, did you mean rto-ms; allowed: definition, name, node, rto-ms, rpo-ms, memory, method, "
      "placed, "
-     "lost-beats-max"},
+     "lost-beats-max, mirrored-ms"},
     {DRILL, DRILL_HEAD "faults:\n- {at-ms: 1, kind: qemu-kil, vm: a}\n",
      "4: faults[0].kind: 'qemu-kil' is not known, did you mean qemu-kill; allowed: qemu-kill, qemu-stop, agent-kill, agent-stop, "
-     "keeper-kill, keeper-stop, machine-check, panic, power-off, cut, coordinator-kill, coordinator-stop, etcd-kill, etcd-stop, "
-     "power-on, heal, keeper-continue, agent-continue, coordinator-continue, etcd-continue"},
+     "keeper-kill, keeper-stop, machine-check, panic, power-off, cut, link-slow, coordinator-kill, coordinator-stop, etcd-kill, "
+     "etcd-stop, "
+     "power-on, heal, link-well, keeper-continue, agent-continue, coordinator-continue, etcd-continue"},
     {DRILL, DRILL_HEAD "faults:\n- kind: qemu-kill\n  node: n1\n",
      "4: faults[0].vm: is missing, qemu-kill strikes a VM and has to name it"},
     {DRILL, DRILL_HEAD "faults:\n- kind: cut\n  vm: a\n",
@@ -277,9 +278,15 @@ static const struct bad bads[] = {
     {DRILL, DRILL_HEAD "faults:\n- {at-ms: 117000, kind: cut, node: n1}\n",
      "4: faults[0].at-ms: 117000 is too late, allowed is less than timeout-ms 120000 less settle-ms 3000"},
     {DRILL, DRILL_HEAD "undo:\n- {kind: cut, node: n1}\n",
-     "4: undo[0].kind: 'cut' is not known; allowed: power-on, heal, keeper-continue, agent-continue, coordinator-continue, "
+     "4: undo[0].kind: 'cut' is not known; allowed: power-on, heal, link-well, keeper-continue, agent-continue, "
+     "coordinator-continue, "
      "etcd-continue"},
-    {DRILL, DRILL_HEAD "undo:\n- {at-ms: 1, kind: heal, node: n1}\n", "4: undo[0].at-ms: is not a key; allowed: kind, node, vm"},
+    {DRILL, DRILL_HEAD "undo:\n- {at-ms: 1, kind: heal, node: n1}\n",
+     "4: undo[0].at-ms: is not a key; allowed: kind, node, vm, mirror-of"},
+    {DRILL, DRILL_HEAD "faults:\n- {kind: cut, node: n1, mirror-of: a}\n",
+     "4: faults[0].mirror-of: is given with node, allowed is one of them"},
+    {DRILL, DRILL_HEAD "faults:\n- {kind: cut, mirror-of: b}\n",
+     "4: faults[0].mirror-of: 'b' is none of the drill's vms, allowed are their names"},
     {DRILL, DRILL_HEAD "timeout-ms: 6000\n",
      "3: timeout-ms: 6000 is too short, allowed is more than settle-ms 3000 and observe-ms 3000 together"},
     {DRILL, DRILL_HEAD "fence: ipmi\n", "3: fence: 'ipmi' is not known; allowed: keeper, power, watchdog, operator"},

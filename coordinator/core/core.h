@@ -85,8 +85,8 @@ struct mst_core_io {
     void (*commit)(void *impl, const struct mst_txn *txn);
     /* To the node's control link. mst_core_answer follows unless the link closes before. 0, or -errno: not sent. */
     int (*order)(void *impl, const struct mst_order *order);
-    /* Power off and ask for the status. mst_core_fence_done(token) follows unless cancelled. */
-    void (*fence)(void *impl, unsigned node, uint64_t token);
+    /* Power off and ask for the status; look: only ask. mst_core_fence_done(token) follows unless cancelled. */
+    void (*fence)(void *impl, unsigned node, uint64_t token, bool look);
     void (*fence_cancel)(void *impl, unsigned node, uint64_t token);
     /* Reads node status and VM slots out of the node's main storage. mst_core_slots follows, exactly once. */
     void (*read_slots)(void *impl, unsigned node);
@@ -267,7 +267,7 @@ struct mst_answer {
 };
 /* Unknown tokens are ignored. */
 void mst_core_answer(struct mst_core *core, const struct mst_time *now, uint64_t token, const struct mst_answer *answer);
-/* err 0: the fence agent said off and the status query agreed. */
+/* err 0: the fence agent said off and the status query agreed; of a look: the status is off. */
 void mst_core_fence_done(struct mst_core *core, const struct mst_time *now, uint64_t token, int err, const char *text);
 
 struct mst_vm_event {

@@ -110,9 +110,9 @@ void power_cancel(struct mst_core *core, unsigned index)
 {
     struct node *node = &core->nodes[index];
 
-    if (!node->fencing)
+    if (!node->fencing && !node->looking)
         return;
-    node->fencing = false;
+    node->fencing = node->looking = false;
     trace_node(core, MST_EV_FENCE_CANCELLED, index, node->fence_token, 0, "");
     core->io.fence_cancel(core->io.impl, index, node->fence_token);
 }
@@ -403,6 +403,65 @@ bool fence_power_wanted(const struct mst_core *core, unsigned index)
     return rec && power_is_next(core, rec, index) && any_other_alive(core, index);
 }
 
+/* Somebody is held because this node may still have his memory. */
+static bool memory_is_awaited(const struct mst_core *core, const struct node *node)
+{
+    for (unsigned i = 0; i < core->recs_end; i++) {
+        const struct rec *rec = &core->recs[i];
+
+        for (unsigned k = 0; rec->used && k < rec->vms_count; k++) {
+            const struct rvm *rvm = &rec->vms[k];
+            const struct vm *vm = rvm->vm >= 0 ? &core->vms[rvm->vm] : NULL;
+
+            if (!vm || rvm->d.outcome != MST_OUT_HELD || rvm->d.hold != MST_HOLD_SAVE)
+                continue;
+            if (vm->d.save.node_id == node->conf.id)
+                return true;
+            for (unsigned n = 0; n < MST_MIRRORS_MAX; n++) {
+                if (image_counts(vm, n) && vm->mirrors[n].d.node_id == node->conf.id)
+                    return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* A node without grants is fenced by nobody, and one that only has a mirror's image must not be: the image would go. But when its power is off,
+ * the image is gone already, and who waits for it waits for nothing. Asking changes nothing. */
+static void power_look_step(struct mst_core *core, unsigned index)
+{
+    struct node *node = &core->nodes[index];
+
+    if (!memory_is_awaited(core, node) || node->link != 0 || node->instance == 0 || !node_away(core, node, true) ||
+        memory_gone(node)) {
+        power_cancel(core, index);
+        return;
+    }
+    if (!node->conf.has_fence || node->looking || core->now_ms < node->look_next_ms || any_proof_waits(core, index))
+        return;
+    node->looking = true;
+    node->fence_token = ++core->next_token;
+    node->look_instance = node->instance;
+    node->look_next_ms = core->now_ms + POWER_LOOK_MS;
+    core->io.fence(core->io.impl, index, node->fence_token, true);
+}
+
+/* It was off when it was asked: what ran there before is dead. What has called meanwhile is not. */
+static void power_looked(struct mst_core *core, unsigned index, int err, const char *text)
+{
+    struct node *node = &core->nodes[index];
+    struct proof *proof;
+
+    node->looking = false;
+    core_log(core, MST_LOG_NOTICE, "node=%s its power was asked for, as a VM waits for memory that may be there: %s",
+             node->conf.name, text);
+    if (err != 0 || node->link != 0 || node->instance != node->look_instance)
+        return;
+    proof = proof_queue(core, MST_PROOF_POWER, index, node->instance);
+    if (proof)
+        text_set(proof->text, sizeof(proof->text), "%s", text);
+}
+
 /* True: it is proved dead by the end of its lease, or will be in a while and has no other means. */
 static bool watchdog_step(struct mst_core *core, unsigned index)
 {
@@ -434,9 +493,13 @@ void fence_power_step(struct mst_core *core, unsigned index)
     char text[MST_TEXT_BYTES];
 
     if (!rec) {
-        power_cancel(core, index);
+        if (node->fencing)
+            power_cancel(core, index);
+        power_look_step(core, index);
         return;
     }
+    if (node->looking)
+        power_cancel(core, index);
     if (!power_is_next(core, rec, index))
         return;
     if ((!node->conf.has_fence || node->fence_tries > 0) && !storm_holds(core, text, sizeof(text)) && watchdog_step(core, index))
@@ -468,7 +531,7 @@ void fence_power_step(struct mst_core *core, unsigned index)
         node->fencing = false;
         return;
     }
-    core->io.fence(core->io.impl, index, node->fence_token);
+    core->io.fence(core->io.impl, index, node->fence_token, false);
 }
 
 void mst_core_fence_done(struct mst_core *core, const struct mst_time *now, uint64_t token, int err, const char *text)
@@ -479,6 +542,8 @@ void mst_core_fence_done(struct mst_core *core, const struct mst_time *now, uint
         struct proof *proof;
         uint64_t wait = FENCE_RETRY_MIN_MS << (node->fence_tries < 5 ? node->fence_tries : 5);
 
+        if (node->looking && node->fence_token == token)
+            power_looked(core, i, err, text);
         if (!node->fencing || node->fence_token != token)
             continue;
         node->fencing = false;

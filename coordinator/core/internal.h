@@ -45,6 +45,7 @@
 #define FENCE_DEADLINE_MS     10000u
 #define ORDER_DEADLINE_MS     15000u /* the others */
 #define FENCE_RETRY_MIN_MS    1000u
+#define POWER_LOOK_MS         10000u /* whether a node that may have the memory somebody waits for is off is asked so often */
 #define FENCE_RETRY_MAX_MS    30000u
 #define READ_DEADLINE_MS      1000u  /* the look before the fence */
 #define READ_AGAIN_MS         1000u  /* views: slots are read so often */
@@ -132,8 +133,8 @@ struct node {
     unsigned held_count;
     struct mst_node_info info;
     /* fencing by power */
-    bool fencing;
-    uint64_t fence_token, fence_next_ms;
+    bool fencing, looking; /* its power is being cut; it is only being asked whether it is off. Never both */
+    uint64_t fence_token, fence_next_ms, look_instance, look_next_ms;
     uint64_t fence_off_ms; /* when a running fence agent was called off, 0: never */
     uint32_t fence_tries;
     char fence_text[MST_TEXT_BYTES];

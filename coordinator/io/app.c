@@ -103,14 +103,14 @@ static void fence_run(void *arg, int err, const char *text)
     }
     lead_check(app);
     MST_POINT("fence.begun");
-    wait->start_err = mst_fence_run(app->loop, app->conf->nodes[wait->node].fence, app->conf->fence_timeout_ms, on_fenced, wait,
-                                    &app->fences[wait->node], &why);
+    wait->start_err = mst_fence_run(app->loop, app->conf->nodes[wait->node].fence, app->conf->fence_timeout_ms, wait->look,
+                                    on_fenced, wait, &app->fences[wait->node], &why);
     if (wait->start_err < 0)
         snprintf(wait->text, sizeof(wait->text), "%s", why.text);
     MST_POINT("fence.asked");
 }
 
-static void io_fence(void *impl, unsigned node, uint64_t token)
+static void io_fence(void *impl, unsigned node, uint64_t token, bool look)
 {
     struct app *app = impl;
     struct fence_wait *wait = &app->fence_waits[node];
@@ -119,6 +119,7 @@ static void io_fence(void *impl, unsigned node, uint64_t token)
     wait->app = app;
     wait->node = node;
     wait->token = token;
+    wait->look = look;
     wait->start_err = 0;
     wait->wanted = wait->asking = true;
     if (asking) /* for an earlier fence that was cancelled: its answer will do */

@@ -76,6 +76,7 @@ struct app {
         struct app *app;
         unsigned node;
         uint64_t token;
+        bool look;
         bool asking, wanted; /* leadership is being confirmed; and the fence has not been cancelled since */
         int start_err;       /* it could not even be started: told from the tick */
         char text[MST_WHY_BYTES];

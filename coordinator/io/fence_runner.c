@@ -31,6 +31,7 @@ struct mst_fence_run {
     mst_fence_done_fn done; /* NULL: cancelled */
     void *arg;
     enum step step;
+    bool look;
     pid_t pid; /* 0: none runs */
     int pidfd, output_fd;
     uv_poll_t exited, output;
@@ -101,7 +102,10 @@ static void step_ended(struct mst_fence_run *run, int status)
         if (r == 0)
             return;
     } else if (run->step == STEP_STATUS && WIFEXITED(status) && WEXITSTATUS(status) == EXIT_OFF) {
-        r = mst_why_set(&why, 0, "%s: off, and the status asked afterwards says off", agent);
+        r = mst_why_set(&why, 0, run->look ? "%s: the status is off" : "%s: off, and the status asked afterwards says off",
+                        agent);
+    } else if (run->look && WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+        r = mst_why_set(&why, -EAGAIN, "%s: the status is on", agent);
     } else if (run->step == STEP_STATUS && WIFEXITED(status) && WEXITSTATUS(status) == 0) {
         r = mst_why_set(&why, -EIO, "%s: said it switched the node off, but the status asked afterwards says on", agent);
     } else if (WIFEXITED(status)) {
@@ -292,8 +296,8 @@ close_pipes:
     return r;
 }
 
-int mst_fence_run(uv_loop_t *loop, const struct mst_fence_conf *conf, uint32_t timeout_ms, mst_fence_done_fn done, void *arg,
-                  struct mst_fence_run **ret_run, struct mst_why *why)
+int mst_fence_run(uv_loop_t *loop, const struct mst_fence_conf *conf, uint32_t timeout_ms, bool look, mst_fence_done_fn done,
+                  void *arg, struct mst_fence_run **ret_run, struct mst_why *why)
 {
     struct mst_fence_run *run = calloc(1, sizeof(*run));
     int r;
@@ -305,7 +309,8 @@ int mst_fence_run(uv_loop_t *loop, const struct mst_fence_conf *conf, uint32_t t
     run->timeout_ms = timeout_ms;
     run->done = done;
     run->arg = arg;
-    run->step = STEP_OFF;
+    run->look = look;
+    run->step = look ? STEP_STATUS : STEP_OFF;
     uv_timer_init(loop, &run->timer);
     run->timer.data = run;
     run->open_handles = 1;

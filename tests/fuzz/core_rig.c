@@ -39,8 +39,9 @@ static int io_order(void *impl, const struct mst_order *order)
     return 0;
 }
 
-static void io_fence(void *impl, unsigned node, uint64_t token)
+static void io_fence(void *impl, unsigned node, uint64_t token, bool look)
 {
+    (void)look;
     struct rig *rig = impl;
 
     FUZZ_CHECK(node < RIG_NODES && !rig->fences[node].waits && token != 0);

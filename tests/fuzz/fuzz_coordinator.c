@@ -94,8 +94,9 @@ static int io_order(void *impl, const struct mst_order *order)
     return links_order(impl, order);
 }
 
-static void io_fence(void *impl, unsigned node, uint64_t token)
+static void io_fence(void *impl, unsigned node, uint64_t token, bool look)
 {
+    (void)look;
     (void)impl;
     FUZZ_CHECK(node < NODES && !nodes[node].fencing);
     nodes[node].fencing = true;

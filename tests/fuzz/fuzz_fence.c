@@ -48,7 +48,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     FUZZ_CHECK(fd >= 0 && mst_write_all(fd, data, size) == 0 && close(fd) == 0);
     FUZZ_CHECK(uv_loop_init(&loop) == 0);
-    FUZZ_CHECK(mst_fence_run(&loop, &conf, 15000, on_done, &seen, &run, &why) == 0);
+    FUZZ_CHECK(mst_fence_run(&loop, &conf, 15000, false, on_done, &seen, &run, &why) == 0);
     uv_run(&loop, UV_RUN_DEFAULT);
     FUZZ_CHECK(seen.times == 1 && uv_loop_close(&loop) == 0);
     FUZZ_CHECK((seen.err == 0) == (data[0] == 0 && data[1] == 2));

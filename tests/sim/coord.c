@@ -270,6 +270,24 @@ static void fence_cuts(void *arg)
         sim_power_off(f->host, "its fence device was told so");
 }
 
+/* Changes nothing; a device that does not work does not answer either. */
+static void fence_looks(struct sim_coord *coord, unsigned node, uint64_t token)
+{
+    struct sim_host *host = &W->hosts[node];
+    struct fencing *f = sim_keep(sizeof(*f));
+
+    *f = (struct fencing){.coord = coord, .host = host, .token = token, .serial = ++host->fence_serial};
+    host->fence_token = token;
+    host->fence_coord = coord->index;
+    host->fence_running = true;
+    if (host->power == POWER_WORKS || host->power == POWER_LATE_ANSWER) {
+        sim_at(&coord->host->coord, sim_between(50, 300) * SIM_MS, fence_status, f);
+    } else {
+        f->err = -EIO;
+        sim_at(&coord->host->coord, sim_between(50, 300) * SIM_MS, fence_tells, f);
+    }
+}
+
 static void fence_device(struct sim_coord *coord, unsigned node, uint64_t token)
 {
     struct sim_host *host = &W->hosts[node];
@@ -322,7 +340,10 @@ static void fence_run(void *arg, int err, const char *text)
         return;
     }
     lead_check(app);
-    fence_device(coord_here(), wait->node, wait->token);
+    if (wait->look)
+        fence_looks(coord_here(), wait->node, wait->token);
+    else
+        fence_device(coord_here(), wait->node, wait->token);
 }
 
 static void fences_tick(struct app *app)
@@ -340,7 +361,7 @@ static void fences_tick(struct app *app)
     }
 }
 
-static void io_fence(void *impl, unsigned node, uint64_t token)
+static void io_fence(void *impl, unsigned node, uint64_t token, bool look)
 {
     struct app *app = impl;
     struct fence_wait *wait = &app->fence_waits[node];
@@ -349,12 +370,16 @@ static void io_fence(void *impl, unsigned node, uint64_t token)
     if (sim_muted() || sim_point("fence.begun"))
         return;
     if (W->conf.coords == 1) {
-        fence_device(coord_here(), node, token);
+        if (look)
+            fence_looks(coord_here(), node, token);
+        else
+            fence_device(coord_here(), node, token);
         return;
     }
     wait->app = app;
     wait->node = node;
     wait->token = token;
+    wait->look = look;
     wait->start_err = 0;
     wait->wanted = wait->asking = true;
     if (asking)

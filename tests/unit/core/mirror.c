@@ -384,6 +384,68 @@ START_TEST(when_both_are_lost_it_is_restarted_and_the_loss_is_said)
     power_off(w, 0);
     power_off(w, mirror_of(w));
     ck_assert_int_eq(world_request(w, MST_REQ_GO_ON, "", NULL), 0);
+    ck_assert(world_until(w, 60000, runs_somewhere, VM));
+    ck_assert_int_eq(world_rvm(w, VM)->outcome, MST_OUT_RESTARTED);
+    ck_assert_ptr_nonnull(strstr(world_rvm(w, VM)->text, "and its mirror on n2 is lost too"));
+    ck_assert(!world_last(w, MST_ORDER_START, VM)->has_source);
+    ck_assert_uint_gt(w->looks_asked, 0);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(power_that_is_on_or_cannot_be_asked_is_no_proof_that_the_image_is_gone)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned fences;
+
+    world_cut(w, 1, true);
+    power_off(w, 0);
+    ck_assert_int_eq(world_request(w, MST_REQ_GO_ON, "", NULL), 0);
+    ck_assert(world_until(w, 30000, is_held, VM));
+    fences = w->fence_asked;
+    world_run(w, 60000);
+    ck_assert_uint_gt(w->looks_asked, 3);
+    ck_assert_uint_eq(w->fence_asked, fences); /* the image would go with the power */
+    ck_assert(is_held(w, VM));
+    w->power = POWER_FAILS;
+    world_run(w, 60000);
+    ck_assert(is_held(w, VM));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(node_that_calls_while_its_power_is_asked_for_is_not_taken_for_dead)
+{
+    struct world *w = mirrored_vm(3);
+    struct mst_node_look node;
+
+    w->fence_takes_ms = 5000;
+    power_off(w, 0);
+    power_off(w, mirror_of(w));
+    ck_assert_int_eq(world_request(w, MST_REQ_GO_ON, "", NULL), 0);
+    ck_assert(world_until(w, 30000, is_held, VM));
+    for (unsigned i = 0; i < 1000 && !w->fences[1].running; i++)
+        world_run(w, 10);
+    ck_assert(w->fences[1].running && w->fences[1].look);
+    world_node_power_on(w, 1); /* its power was off when it was asked for */
+    for (unsigned i = 0, up = 0; i < 800; i++) {
+        world_run(w, 10);
+        mst_core_node(w->core, &(struct mst_time){.us = w->now_us}, 1, &node);
+        up += node.state == MST_NODE_UP;
+        ck_assert(up == 0 || node.state == MST_NODE_UP);
+        ck_assert(up > 0 || i < 500);
+    }
+    world_free(w);
+}
+END_TEST
+
+START_TEST(when_both_are_lost_and_nobody_knows_it_the_operator_says_so)
+{
+    struct world *w = mirrored_vm(3);
+
+    world_cut(w, 1, true); /* its power is on */
+    power_off(w, 0);
+    ck_assert_int_eq(world_request(w, MST_REQ_GO_ON, "", NULL), 0);
     ck_assert(world_until(w, 30000, is_held, VM) || runs_somewhere(w, VM));
     ck_assert_int_eq(world_request(w, MST_REQ_CONFIRM_DEAD, "n2", NULL), 0);
     ck_assert(world_until(w, 20000, runs_somewhere, VM));
@@ -753,6 +815,9 @@ int main(void)
     tcase_add_test(tcase, an_image_that_does_not_count_is_not_resumed_from);
     tcase_add_test(tcase, a_mirror_that_is_away_is_waited_for_with_its_reason);
     tcase_add_test(tcase, when_both_are_lost_it_is_restarted_and_the_loss_is_said);
+    tcase_add_test(tcase, power_that_is_on_or_cannot_be_asked_is_no_proof_that_the_image_is_gone);
+    tcase_add_test(tcase, node_that_calls_while_its_power_is_asked_for_is_not_taken_for_dead);
+    tcase_add_test(tcase, when_both_are_lost_and_nobody_knows_it_the_operator_says_so);
     tcase_add_test(tcase, a_damaged_image_is_not_used_and_the_loss_is_said);
     tcase_add_test(tcase, a_mirror_that_had_left_is_not_resumed_from);
     tcase_add_test(tcase, an_image_whose_keeper_started_anew_still_counts_and_is_verified);

@@ -178,12 +178,15 @@ static int io_order(void *impl, const struct mst_order *order)
     return -ENOBUFS;
 }
 
-static void io_fence(void *impl, unsigned node, uint64_t token)
+static void io_fence(void *impl, unsigned node, uint64_t token, bool look)
 {
     struct world *w = impl;
 
-    seen(w, "fence")->node = node;
-    w->fence_asked++;
+    seen(w, look ? "look" : "fence")->node = node;
+    w->fence_asked += look ? 0 : 1;
+    w->looks_asked += look ? 1 : 0;
+    w->fences[node].look = look;
+    w->fences[node].was_on = w->nodes[node].powered;
     ck_assert(!w->fences[node].running);
     w->fences[node].running = true;
     w->fences[node].token = token;
@@ -624,6 +627,12 @@ static void finish_fence(struct world *w, unsigned node)
     if (w->power == POWER_FAILS || w->fences_left_to_fail > 0) {
         w->fences_left_to_fail -= w->fences_left_to_fail > 0 ? 1 : 0;
         mst_core_fence_done(w->core, &t, w->fences[node].token, -EIO, "device does not answer");
+        return;
+    }
+    if (w->fences[node].look) {
+        bool on = w->fences[node].was_on;
+
+        mst_core_fence_done(w->core, &t, w->fences[node].token, on ? -EAGAIN : 0, on ? "the status is on" : "the status is off");
         return;
     }
     w->nodes[node].powered = w->nodes[node].up = false;

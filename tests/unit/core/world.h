@@ -102,9 +102,9 @@ struct world {
     bool crashed;
     /* fence device */
     enum world_power power;
-    unsigned fence_asked, fences_left_to_fail;
+    unsigned looks_asked, fence_asked, fences_left_to_fail;
     struct {
-        bool running;
+        bool running, look, was_on;
         uint64_t token, done_ms;
     } fences[WORLD_NODES_MAX];
     uint32_t fence_takes_ms;

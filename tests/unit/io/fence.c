@@ -65,7 +65,7 @@ static void run(uint32_t timeout_ms)
 {
     struct mst_fence_run *fence = NULL;
 
-    ck_assert_msg(mst_fence_run(&loop, &conf, timeout_ms, on_done, NULL, &fence, &why) == 0, "%s", why.text);
+    ck_assert_msg(mst_fence_run(&loop, &conf, timeout_ms, false, on_done, NULL, &fence, &why) == 0, "%s", why.text);
     uv_run(&loop, UV_RUN_DEFAULT);
 }
 
@@ -83,6 +83,33 @@ START_TEST(off_and_a_status_that_agrees_is_success)
     got[fread(got, 1, sizeof(got) - 1, file)] = '\0';
     fclose(file);
     ck_assert_str_eq(got, "action=off\nip=10.0.0.1\nplug=n1\naction=status\nip=10.0.0.1\nplug=n1\n");
+}
+END_TEST
+
+START_TEST(a_look_asks_only_for_the_status)
+{
+    static const struct {
+        const char *body;
+        int err;
+    } rows[] = {{"exit 2", 0}, {"exit 0", -EAGAIN}, {"exit 1", -EIO}};
+
+    for (unsigned i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct mst_fence_run *fence = NULL;
+        char got[256] = "";
+        FILE *file;
+
+        unlink(log_path);
+        fake(rows[i].body);
+        ck_assert_int_eq(mst_fence_run(&loop, &conf, 5000, true, on_done, NULL, &fence, &why), 0);
+        uv_run(&loop, UV_RUN_DEFAULT);
+        ck_assert_uint_eq(result.count, i + 1);
+        ck_assert_msg(result.err == rows[i].err, "%s", result.text);
+        file = fopen(log_path, "r");
+        ck_assert_ptr_nonnull(file);
+        got[fread(got, 1, sizeof(got) - 1, file)] = '\0';
+        fclose(file);
+        ck_assert_str_eq(got, "action=status\nip=10.0.0.1\nplug=n1\n");
+    }
 }
 END_TEST
 
@@ -180,7 +207,7 @@ START_TEST(missing_agent_is_refused_with_a_sentence)
 {
     struct mst_fence_run *fence = NULL;
 
-    ck_assert_int_eq(mst_fence_run(&loop, &conf, 1000, on_done, NULL, &fence, &why), -ENOENT);
+    ck_assert_int_eq(mst_fence_run(&loop, &conf, 1000, false, on_done, NULL, &fence, &why), -ENOENT);
     ck_assert_ptr_nonnull(strstr(why.text, "fence-agents"));
     uv_run(&loop, UV_RUN_DEFAULT);
     ck_assert_uint_eq(result.count, 0);
@@ -192,7 +219,7 @@ START_TEST(cancelled_fence_says_nothing)
     struct mst_fence_run *fence = NULL;
 
     fake("sleep 1000");
-    ck_assert_int_eq(mst_fence_run(&loop, &conf, 60000, on_done, NULL, &fence, &why), 0);
+    ck_assert_int_eq(mst_fence_run(&loop, &conf, 60000, false, on_done, NULL, &fence, &why), 0);
     mst_fence_cancel(fence);
     uv_run(&loop, UV_RUN_DEFAULT);
     ck_assert_uint_eq(result.count, 0);
@@ -209,6 +236,7 @@ int main(void)
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, off_and_a_status_that_agrees_is_success);
+    tcase_add_test(tcase, a_look_asks_only_for_the_status);
     tcase_add_test(tcase, off_that_is_contradicted_by_the_status_is_no_success);
     tcase_add_test(tcase, failing_agent_is_no_success_and_its_words_are_kept);
     tcase_add_test(tcase, off_that_answers_like_a_status_is_no_success);

@@ -290,13 +290,19 @@ static bool has_of_present_keeper(const struct mst_core *core, const struct rec 
     return false;
 }
 
+/* By what was read. Who has called since did not stand still then: whether he answers decides. */
+static bool stands_still(const struct mst_core *core, const struct node *node)
+{
+    return mst_detect_keeper(&node->detect, core->conf.keeper_silent_ms) == MST_LIFE_FROZEN &&
+           !(node->link != 0 && node->link_since_ms > node->detect.last_ok_ms);
+}
+
 static bool keeper_can_be_asked(const struct mst_core *core, const struct rec *rec, unsigned index)
 {
     const struct node *node = &core->nodes[index];
-    enum mst_life life = mst_detect_keeper(&node->detect, core->conf.keeper_silent_ms);
     char text[MST_TEXT_BYTES];
 
-    if (node->link == 0 || node->fencing || life == MST_LIFE_FROZEN)
+    if (node->link == 0 || node->fencing || stands_still(core, node))
         return false;
     /* Reads that fail on most nodes are no reason to stop what runs there. */
     if (rec->d.scope == MST_SCOPE_NODE && rec->d.instance == node->instance && storm_holds(core, text, sizeof(text)))

@@ -1,5 +1,6 @@
 #include "node/keeper/keeper.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "proto/socket.h"
 
@@ -11,6 +12,7 @@
  * beat line: what a READ and a WRITE would have done, were RDMA not away. What is brought goes into the grant area as it is; whether it is taken is
  * decided there as always (tenure.c). Nothing else can be asked for or ordered here. */
 
+#define PROBE_MS   3000u /* control links, so often at most */
 #define ASKERS_MAX 8u /* at a time; the oldest gives way: nobody needs a connection for longer than a question */
 
 struct mst_manage {
@@ -20,7 +22,7 @@ struct mst_manage {
         struct mst_sock *sock; /* NULL: free */
         uint64_t number;
     } askers[ASKERS_MAX];
-    uint64_t numbers;
+    uint64_t numbers, probe_ms;
     bool told; /* of a question for somebody else */
 };
 
@@ -65,6 +67,18 @@ static void answer(struct mst_keeper *k, struct mst_sock *sock)
         log_notice("a question to the management address is not answered: %s", strerror(-r));
 }
 
+/* Whoever asks here may do so because it has no link to us, while we wait on one to what it was before it lost its power. The leases that come
+ * this way would hide that from the tenure, which looks when they do not. */
+static void links_doubt(struct mst_manage *manage)
+{
+    uint64_t now_ms = mst_now_ms();
+
+    if (now_ms - manage->probe_ms < PROBE_MS)
+        return;
+    manage->probe_ms = now_ms;
+    mst_controls_probe(manage->keeper);
+}
+
 static void on_message(struct mst_sock *sock, const mst_envelope *env, void *arg)
 {
     struct mst_manage *manage = arg;
@@ -86,6 +100,7 @@ static void on_message(struct mst_sock *sock, const mst_envelope *env, void *arg
     if (ask->has_lease)
         lease_bring(k, &ask->lease);
     answer(k, sock);
+    links_doubt(manage);
 }
 
 static void on_closed(struct mst_sock *sock, int err, const struct mst_why *why, void *arg)

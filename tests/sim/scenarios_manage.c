@@ -92,6 +92,27 @@ static void scenario_28_rdma_that_is_back_finds_all_as_it_was(void)
     well();
 }
 
+/* It had welcomed the node, and nobody told that node that it is gone: the lease that its successor renews over management hides it. */
+static void scenario_28_a_link_to_a_coordinator_without_power_is_found_out_while_leases_come(void)
+{
+    struct sim_host *host;
+    uint64_t epoch;
+
+    managed_stage(3, 4);
+    host = host_of("vm0");
+    epoch = epoch_of("vm0");
+    sim_power_off(W->coords[0]->host, "the script");
+    sim_coord_kill(W->coords[0], 1000);
+    sim_run_ms(500);
+    sim_power_on(W->coords[0]->host);
+    sim_run_ms(15000);
+    runs_on(host, epoch);
+    for (unsigned i = 0; i < W->conf.nodes; i++)
+        EXPECT(look_at(&W->hosts[i]).state == MST_NODE_UP, "%s is %u: %s", W->hosts[i].name, look_at(&W->hosts[i]).state,
+               look_at(&W->hosts[i]).text);
+    well();
+}
+
 static void scenario_28_a_strict_lease_is_renewed_over_management(void)
 {
     struct sim_conf conf = {.nodes = 3, .coords = 1, .vms = 3, .watch_interval_ms = 100};
@@ -191,6 +212,7 @@ static void scenario_28_management_away_alone_is_told_and_nothing_else(void)
 const struct scenario scenarios_manage[] = {
     ROW(scenario_28_rdma_away_while_management_answers_takes_nothing_over),
     ROW(scenario_28_rdma_that_is_back_finds_all_as_it_was),
+    ROW(scenario_28_a_link_to_a_coordinator_without_power_is_found_out_while_leases_come),
     ROW(scenario_28_a_strict_lease_is_renewed_over_management),
     ROW(scenario_28_another_keeper_that_answers_is_no_life_of_the_old_one),
     ROW(scenario_28_a_keeper_that_hangs_answers_nobody),

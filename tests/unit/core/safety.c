@@ -1124,6 +1124,33 @@ START_TEST(a_node_that_calls_a_new_coordinator_and_does_not_answer_loses_its_pow
 }
 END_TEST
 
+/* It stood still when it was read last; it has called since and cannot be read yet. */
+START_TEST(a_node_that_calls_after_it_stood_still_is_asked_before_its_power_is_cut)
+{
+    static const enum mst_order_type fence = MST_ORDER_FENCE;
+    struct world *w = protected_vm(3);
+
+    w->power = POWER_HANGS;
+    w->nodes[0].frozen = true;
+    ck_assert(world_until(w, 20000, fence_asked, NULL));
+    world_cut(w, 0, true);
+    w->nodes[0].frozen = false;
+    w->nodes[0].reads_fail = 1;
+    world_cut(w, 0, false);
+    for (unsigned i = 0; i < 500 && w->nodes[0].link == 0; i++)
+        world_run(w, 10);
+    ck_assert(!w->fences[0].running); /* called off */
+    w->power = POWER_WORKS;
+    w->fence_asked = 0;
+    ck_assert(world_until(w, 10000, ordered, &fence));
+    world_run(w, 500);
+    w->nodes[0].reads_fail = 0;
+    ck_assert(world_until(w, 20000, runs_somewhere, "web01"));
+    ck_assert_uint_eq(w->fence_asked, 0);
+    world_free(w);
+}
+END_TEST
+
 /* The VM belongs to a recovery of its own, so that of its node has nobody to ask the keeper about. */
 START_TEST(a_node_that_never_answers_for_a_vm_of_another_recovery_loses_its_power)
 {
@@ -1240,6 +1267,7 @@ int main(void)
     tcase_add_test(tcase, a_node_whose_slots_are_read_after_the_verdict_is_not_told_to_stop_before_its_beat_is_read);
     tcase_add_test(tcase, a_node_whose_slots_alone_are_read_is_given_up_all_the_same);
     tcase_add_test(tcase, a_connected_node_that_was_not_read_since_our_own_pause_keeps_its_power);
+    tcase_add_test(tcase, a_node_that_calls_after_it_stood_still_is_asked_before_its_power_is_cut);
     tcase_add_test(tcase, a_node_that_calls_a_new_coordinator_is_asked_to_stop_its_vms_before_its_power_is_cut);
     tcase_add_test(tcase, a_node_that_calls_a_new_coordinator_and_does_not_answer_loses_its_power);
     tcase_add_test(tcase, a_node_that_never_answers_for_a_vm_of_another_recovery_loses_its_power);

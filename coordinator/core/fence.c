@@ -275,16 +275,46 @@ static bool seen_again(const struct mst_core *core, const struct rec *rec, const
     return node->link != 0 && core->now_ms - since_ms < SEEN_AGAIN_MS && !MST_MUTANT(37);
 }
 
-/* Something that runs under the present keeper would be stopped by its fence. What an earlier keeper of that node left does not go on because this one
- * moves: only its fence proves that stopped. */
-static bool has_of_present_keeper(const struct mst_core *core, const struct rec *rec, unsigned index)
+static unsigned unfenced_there(const struct mst_core *core, const struct rec *rec, const struct node *node, const struct vm **ret)
 {
-    const struct node *node = &core->nodes[index];
+    unsigned count = 0;
 
     for (unsigned i = 0; i < rec->vms_count; i++) {
         const struct vm *vm = needs_fence(rec, core, i) ? &core->vms[rec->vms[i].vm] : NULL;
 
-        if (vm && vm->d.node_id == node->conf.id && vm->d.instance == node->instance)
+        if (vm && vm->d.node_id == node->conf.id)
+            ret[count++] = vm;
+    }
+    return count;
+}
+
+/* What rec has that node's keeper stop: its own VMs there. Those of a recovery that starts them ask nobody: the recovery of the node does it for them,
+ * as it would cut the power for them. */
+static unsigned to_be_stopped(const struct mst_core *core, const struct rec *rec, unsigned index,
+                              const struct vm *ret[MST_VMS_PER_NODE])
+{
+    const struct node *node = &core->nodes[index];
+    unsigned count = unfenced_there(core, rec, node, ret);
+
+    for (unsigned i = 0; i < core->recs_end && count == 0 && rec->d.scope == MST_SCOPE_NODE && rec->d.node_id == node->conf.id;
+         i++) {
+        const struct rec *other = &core->recs[i];
+
+        if (other->used && (other->d.state == MST_REC_COMMITTING || other->d.state == MST_REC_RESUMING))
+            count = unfenced_there(core, other, node, ret);
+    }
+    return count;
+}
+
+/* Something that runs under the present keeper would be stopped by its fence. What an earlier keeper of that node left does not go on because this one
+ * moves: only its fence proves that stopped. */
+static bool has_of_present_keeper(const struct mst_core *core, const struct rec *rec, unsigned index)
+{
+    const struct vm *vms[MST_VMS_PER_NODE];
+    unsigned count = to_be_stopped(core, rec, index, vms);
+
+    for (unsigned i = 0; i < count; i++) {
+        if (vms[i]->d.instance == core->nodes[index].instance)
             return true;
     }
     return false;
@@ -318,18 +348,13 @@ static bool keeper_can_be_asked(const struct mst_core *core, const struct rec *r
 static void ask_keeper(struct mst_core *core, struct rec *rec, unsigned index)
 {
     struct mst_order order = {.type = MST_ORDER_FENCE, .node = index};
+    const struct vm *vms[MST_VMS_PER_NODE];
     uint64_t token;
 
-    for (unsigned i = 0; i < rec->vms_count; i++) {
-        const struct vm *vm;
-
-        if (!needs_fence(rec, core, i))
-            continue;
-        vm = &core->vms[rec->vms[i].vm];
-        if (vm->d.node_id != core->nodes[index].conf.id)
-            continue;
-        memcpy(order.fence[order.fence_count].vm, vm->d.name, MST_NAME_BYTES);
-        order.fence[order.fence_count++].epoch = vm->d.epoch;
+    order.fence_count = to_be_stopped(core, rec, index, vms);
+    for (unsigned i = 0; i < order.fence_count; i++) {
+        memcpy(order.fence[i].vm, vms[i]->d.name, MST_NAME_BYTES);
+        order.fence[i].epoch = vms[i]->d.epoch;
     }
     token = order_send(core, &order, rec->d.id, rec->d.scope == MST_SCOPE_NODE ? core->conf.keeper_silent_ms : FENCE_DEADLINE_MS);
     rec->fence_order = token;
@@ -375,13 +400,11 @@ static bool keeper_is_first(const struct mst_core *core, unsigned index)
 {
     for (unsigned i = 0; i < core->recs_end; i++) {
         const struct rec *rec = &core->recs[i];
-        bool there = false;
+        const struct vm *vms[MST_VMS_PER_NODE];
 
         if (!rec->used || rec->d.state != MST_REC_FENCING || rec->fence_tries > 0)
             continue;
-        for (unsigned k = 0; k < rec->vms_count; k++)
-            there |= needs_fence(rec, core, k) && core->vms[rec->vms[k].vm].d.node_id == core->nodes[index].conf.id;
-        if (there && (rec->fence_order != 0 || keeper_can_be_asked(core, rec, index)))
+        if (to_be_stopped(core, rec, index, vms) > 0 && (rec->fence_order != 0 || keeper_can_be_asked(core, rec, index)))
             return true;
     }
     return false;
@@ -700,6 +723,17 @@ static bool lost_for_others(const struct mst_core *core, const struct rec *rec)
     return any;
 }
 
+/* The node of a node's recovery that has nothing there itself, while others have: its index, or -1. */
+static int for_others_at(const struct mst_core *core, const struct rec *rec)
+{
+    int index = rec->d.scope == MST_SCOPE_NODE ? node_find_id(core, rec->d.node_id) : -1;
+    const struct vm *vms[MST_VMS_PER_NODE];
+
+    if (index < 0 || unfenced_there(core, rec, &core->nodes[index], vms) > 0)
+        return -1;
+    return to_be_stopped(core, rec, (unsigned)index, vms) > 0 ? index : -1;
+}
+
 bool rec_fence_step(struct mst_core *core, struct rec *rec)
 {
     int own = node_find_id(core, rec->d.node_id);
@@ -724,8 +758,10 @@ bool rec_fence_step(struct mst_core *core, struct rec *rec)
     }
     if (rec->fence_order != 0 || core->now_ms < rec->fence_retry_ms || txn_moves(core, rec))
         return false;
-    for (unsigned i = 0; i < rec->vms_count; i++) {
-        int index = needs_fence(rec, core, i) ? node_find_id(core, core->vms[rec->vms[i].vm].d.node_id) : -1;
+    for (unsigned i = 0; i <= rec->vms_count; i++) {
+        int index = i == rec->vms_count         ? for_others_at(core, rec)
+                    : needs_fence(rec, core, i) ? node_find_id(core, core->vms[rec->vms[i].vm].d.node_id)
+                                                : -1;
 
         if (index < 0 || any_proof_waits(core, (unsigned)index))
             continue;

@@ -13,7 +13,7 @@
  * decided there as always (tenure.c). Nothing else can be asked for or ordered here. */
 
 #define PROBE_MS   3000u /* control links, so often at most */
-#define ASKERS_MAX 8u /* at a time; the oldest gives way: nobody needs a connection for longer than a question */
+#define ASKERS_MAX 8u    /* at a time; the oldest gives way: nobody needs a connection for longer than a question */
 
 struct mst_manage {
     struct mst_keeper *keeper;

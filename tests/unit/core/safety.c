@@ -1151,6 +1151,36 @@ START_TEST(a_node_that_calls_after_it_stood_still_is_asked_before_its_power_is_c
 }
 END_TEST
 
+static bool fence_ordered_again(struct world *w, const void *count)
+{
+    return world_orders(w, MST_ORDER_FENCE, "web01") > *(const unsigned *)count;
+}
+
+/* A start is on its way when the node is taken for lost: the recovery of the node has no VM, and its link is there. */
+START_TEST(a_node_is_asked_about_the_start_of_another_recovery_before_its_power_is_cut)
+{
+    static const enum mst_rec_state reading2 = MST_REC_READING2;
+    struct world *w = protected_vm(3);
+    unsigned fences;
+
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    ck_assert(world_until(w, 3000, recovery_is, &reading2));
+    w->nodes[0].orders_wait = true;
+    while (world_orders(w, MST_ORDER_START, "web01") < 2)
+        world_run(w, 10);
+    fences = world_orders(w, MST_ORDER_FENCE, "web01");
+    w->nodes[0].reads_fail = 1;
+    ck_assert(world_until(w, 10000, fence_ordered_again, &fences));
+    ck_assert_uint_eq(w->fence_asked, 0);
+    w->nodes[0].orders_wait = false;
+    w->nodes[0].reads_fail = 0;
+    ck_assert(world_until(w, 20000, runs_somewhere, "web01"));
+    ck_assert_uint_eq(w->fence_asked, 0);
+    world_free(w);
+}
+END_TEST
+
 /* The VM belongs to a recovery of its own, so that of its node has nobody to ask the keeper about. */
 START_TEST(a_node_that_never_answers_for_a_vm_of_another_recovery_loses_its_power)
 {
@@ -1167,11 +1197,6 @@ START_TEST(a_node_that_never_answers_for_a_vm_of_another_recovery_loses_its_powe
     world_free(w);
 }
 END_TEST
-
-static bool fence_ordered_again(struct world *w, const void *count)
-{
-    return world_orders(w, MST_ORDER_FENCE, "web01") > *(const unsigned *)count;
-}
 
 START_TEST(power_is_left_alone_while_the_proof_of_the_keeper_waits_for_the_store)
 {
@@ -1268,6 +1293,7 @@ int main(void)
     tcase_add_test(tcase, a_node_whose_slots_alone_are_read_is_given_up_all_the_same);
     tcase_add_test(tcase, a_connected_node_that_was_not_read_since_our_own_pause_keeps_its_power);
     tcase_add_test(tcase, a_node_that_calls_after_it_stood_still_is_asked_before_its_power_is_cut);
+    tcase_add_test(tcase, a_node_is_asked_about_the_start_of_another_recovery_before_its_power_is_cut);
     tcase_add_test(tcase, a_node_that_calls_a_new_coordinator_is_asked_to_stop_its_vms_before_its_power_is_cut);
     tcase_add_test(tcase, a_node_that_calls_a_new_coordinator_and_does_not_answer_loses_its_power);
     tcase_add_test(tcase, a_node_that_never_answers_for_a_vm_of_another_recovery_loses_its_power);

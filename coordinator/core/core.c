@@ -48,7 +48,8 @@ void mst_core_free(struct mst_core *core)
 static bool definition_sane(const struct mst_definition *def)
 {
     return mst_name_check(def->name) == 0 && def->on_node_fault < MST_ON_FAULTS && def->on_vm_fault < MST_ON_FAULTS &&
-           def->protect < MST_PROTECTS && def->allowed_count <= MST_NODES_MAX && def->packed_bytes <= sizeof(def->packed);
+           def->protect < MST_PROTECTS && def->mirror_apart < MST_MIRROR_APARTS && def->allowed_count <= MST_NODES_MAX &&
+           def->packed_bytes <= sizeof(def->packed);
 }
 
 /* A store may be damaged below its own checksums. Names and known values, as messages take no others: one bad row would leave the operator

@@ -32,6 +32,12 @@ enum mst_protect {
     MST_PROTECT_MIRROR = 2,
     MST_PROTECTS,
 };
+/* What a VM and its mirror may not share. */
+enum mst_mirror_apart {
+    MST_MIRROR_APART_NODE = 0, /* another rack is preferred */
+    MST_MIRROR_APART_RACK = 1, /* and demanded */
+    MST_MIRROR_APARTS,
+};
 enum mst_fault_kind {
     MST_FAULT_NONE = 0,
     MST_FAULT_VM_EXITED = 1,
@@ -147,6 +153,7 @@ struct mst_definition { /* what deciding needs, and the whole message as it goes
     uint32_t memory_mib, vcpus, priority;
     uint8_t protect;                    /* enum mst_protect */
     uint8_t on_node_fault, on_vm_fault; /* enum mst_on_fault */
+    uint8_t mirror_apart;               /* enum mst_mirror_apart */
     /* Recovered so many times (1..MST_VM_RESTARTS_MAX) within so long, it is held. */
     uint32_t restarts_max, restarts_window_s;
     uint32_t allowed_count;          /* 0: all */
@@ -175,6 +182,7 @@ struct mst_vm_row {
     struct mst_save_ref save; /* newest save known to be usable */
     uint32_t pin_node_id;     /* the operator asked for this node; 0: none */
     uint64_t image_floor;     /* no image of an earlier epoch is resumed from: of another life of the VM, or outlived */
+    uint64_t exposed_wall_ms; /* under protect mirror, while it runs: since when nobody has its checkpoints; 0: somebody has */
     char text[MST_TEXT_BYTES];
 };
 

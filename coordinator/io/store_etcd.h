@@ -6,7 +6,8 @@
 
 /* Inside the etcd back end only: store_etcd.c (lease, leadership), store_etcd_rows.c (rows: load, commit). */
 
-#define ETCD_SCHEMA_VERSION 3     /* 1: meta without decision, terms; 2: without mirrors */
+/* 1: meta without decision, terms; 2: without mirrors; 3: without mirror_apart, exposed_wall_ms */
+#define ETCD_SCHEMA_VERSION 4
 #define ETCD_TXN_OPS        256u  /* what every member has to take in one transaction */
 #define ETCD_HISTORY_KEPT   2000u /* recoveries, faults and proofs */
 #define ETCD_OPEN_MAX       512u  /* recoveries that are not done */

@@ -43,6 +43,7 @@ static const struct mst_field definition_fields[] = {
     F(mst_definition, MST_FIELD_BLOB, packed),
     F(mst_definition, MST_FIELD_U32, restarts_max),
     F(mst_definition, MST_FIELD_U32, restarts_window_s),
+    F_LATER(mst_definition, MST_FIELD_U8, mirror_apart),
 };
 static const struct mst_field vm_fields[] = {
     F(mst_vm_row, MST_FIELD_TEXT, name),
@@ -62,6 +63,7 @@ static const struct mst_field vm_fields[] = {
     F(mst_vm_row, MST_FIELD_TEXT, text),
     {"save_image", MST_FIELD_BOOL, offsetof(struct mst_vm_row, save.image), 1, true},
     F_LATER(mst_vm_row, MST_FIELD_U64, image_floor),
+    F_LATER(mst_vm_row, MST_FIELD_U64, exposed_wall_ms),
 };
 static const struct mst_field fault_fields[] = {
     F(mst_fault_row, MST_FIELD_U64, id),        F(mst_fault_row, MST_FIELD_U32, kind),
@@ -225,7 +227,7 @@ int mst_row_check(const struct mst_row *row)
     switch (row->kind) {
     case MST_ROW_DEFINITION:
         return row->definition->allowed_count <= MST_NODES_MAX && row->definition->packed_bytes <= MST_DEFINITION_BYTES &&
-                       row->definition->protect < MST_PROTECTS
+                       row->definition->protect < MST_PROTECTS && row->definition->mirror_apart < MST_MIRROR_APARTS
                    ? 0
                    : -EBADMSG;
     case MST_ROW_VM:

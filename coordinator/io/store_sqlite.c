@@ -13,7 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define SCHEMA_VERSION 4          /* 1: without restarts_max, restarts_window_s; 2: without decision, terms; 3: without mirrors */
+/* 1: without restarts_max, restarts_window_s; 2: without decision, terms; 3: without mirrors; 4: without mirror_apart, exposed_wall_ms */
+#define SCHEMA_VERSION 5
 #define APPLICATION_ID 0x4d4e5354 /* "MNST" */
 #define FAULTS_SHOWN   512
 #define HISTORY_KEPT   10000 /* recoveries and faults kept in the file */
@@ -158,11 +159,16 @@ static int upgrade_schema(struct sqlite *store, int64_t version, struct mst_why 
                    (int)(2 * sizeof(((struct mst_meta_row *)0)->terms)), 0);
     if (r == 0 && version < 3)
         r = run(store, sql, why);
-    if (r == 0)
+    if (r == 0 && version < 4)
         r = make_table(store, mst_table_of(MST_ROW_MIRROR), why);
+    if (r == 0 && version < 4)
+        r = run(store,
+                "ALTER TABLE vms ADD COLUMN save_image INTEGER NOT NULL DEFAULT 0; "
+                "ALTER TABLE vms ADD COLUMN image_floor INTEGER NOT NULL DEFAULT 0",
+                why);
     (void)snprintf(sql, sizeof(sql),
-                   "ALTER TABLE vms ADD COLUMN save_image INTEGER NOT NULL DEFAULT 0; "
-                   "ALTER TABLE vms ADD COLUMN image_floor INTEGER NOT NULL DEFAULT 0; PRAGMA user_version = %d; COMMIT",
+                   "ALTER TABLE definitions ADD COLUMN mirror_apart INTEGER NOT NULL DEFAULT 0; "
+                   "ALTER TABLE vms ADD COLUMN exposed_wall_ms INTEGER NOT NULL DEFAULT 0; PRAGMA user_version = %d; COMMIT",
                    SCHEMA_VERSION);
     if (r == 0)
         r = run(store, sql, why);

@@ -77,6 +77,7 @@ static void one_of_each(void)
                                          .on_vm_fault = 4,
                                          .restarts_max = 6,
                                          .restarts_window_s = 61,
+                                         .mirror_apart = MST_MIRROR_APART_RACK,
                                          .allowed_count = 2,
                                          .allowed = {5, 9},
                                          .packed_bytes = 3,
@@ -105,6 +106,7 @@ static void one_of_each(void)
                                               .save = {1, 2, 3, 4, true},
                                               .pin_node_id = 6,
                                               .image_floor = 11,
+                                              .exposed_wall_ms = 1700000000123,
                                               .text = "t"};
     add(MST_ROW_FAULT)->fault = (struct mst_fault_row){.id = 1,
                                                        .kind = 8,
@@ -271,7 +273,7 @@ START_TEST(a_store_of_an_older_version_is_taken_over)
 {
     static const char *const older[] = {"ALTER TABLE definitions DROP COLUMN restarts_max; "
                                         "ALTER TABLE definitions DROP COLUMN restarts_window_s; PRAGMA user_version = 1",
-                                        "PRAGMA user_version = 2", "PRAGMA user_version = 3"};
+                                        "PRAGMA user_version = 2", "PRAGMA user_version = 3", "PRAGMA user_version = 4"};
     sqlite3 *db;
 
     one_of_each();
@@ -280,10 +282,16 @@ START_TEST(a_store_of_an_older_version_is_taken_over)
     store = NULL;
     ck_assert_int_eq(sqlite3_open(path, &db), SQLITE_OK);
     ck_assert_int_eq(sqlite3_exec(db,
-                                  "DROP TABLE mirrors; ALTER TABLE vms DROP COLUMN save_image; ALTER TABLE vms DROP COLUMN "
-                                  "image_floor",
+                                  "ALTER TABLE definitions DROP COLUMN mirror_apart; "
+                                  "ALTER TABLE vms DROP COLUMN exposed_wall_ms",
                                   NULL, NULL, NULL),
                      SQLITE_OK);
+    if (_i < 3)
+        ck_assert_int_eq(sqlite3_exec(db,
+                                      "DROP TABLE mirrors; ALTER TABLE vms DROP COLUMN save_image; ALTER TABLE vms DROP COLUMN "
+                                      "image_floor",
+                                      NULL, NULL, NULL),
+                         SQLITE_OK);
     if (_i < 2)
         ck_assert_int_eq(
             sqlite3_exec(db, "ALTER TABLE meta DROP COLUMN decision; ALTER TABLE meta DROP COLUMN terms", NULL, NULL, NULL),
@@ -295,17 +303,21 @@ START_TEST(a_store_of_an_older_version_is_taken_over)
         definition.restarts_max = 5;
         definition.restarts_window_s = 300;
     }
+    definition.mirror_apart = 0;
     for (uint32_t i = 0; i < txn.count; i++) { /* nobody counted, and there were no mirrors */
         if (txn.rows[i].kind == MST_ROW_META && _i < 2) {
             txn.rows[i].meta.decision = 0;
             memset(txn.rows[i].meta.terms, 0, sizeof(txn.rows[i].meta.terms));
         } else if (txn.rows[i].kind == MST_ROW_VM) {
-            txn.rows[i].vm.save.image = false;
-            txn.rows[i].vm.image_floor = 0;
+            txn.rows[i].vm.exposed_wall_ms = 0;
+            if (_i < 3) {
+                txn.rows[i].vm.save.image = false;
+                txn.rows[i].vm.image_floor = 0;
+            }
         }
     }
     ck_assert(load().equal);
-    ck_assert_uint_eq(load().kinds & (1u << MST_ROW_MIRROR), 0);
+    ck_assert_uint_eq(load().kinds & (1u << MST_ROW_MIRROR), _i < 3 ? 0 : 1u << MST_ROW_MIRROR);
     reopen(); /* and it is of this version now */
     ck_assert(load().equal);
     ck_assert_int_eq(mst_store_commit_now(store, &txn, &why), 0); /* with mirrors */
@@ -467,7 +479,7 @@ int main(void)
     tcase_add_test(tcase, second_coordinator_on_the_same_file_is_refused);
     tcase_add_test(tcase, garbage_in_place_of_the_file_is_refused_with_a_sentence);
     tcase_add_test(tcase, newer_layout_and_foreign_database_are_refused);
-    tcase_add_loop_test(tcase, a_store_of_an_older_version_is_taken_over, 0, 3);
+    tcase_add_loop_test(tcase, a_store_of_an_older_version_is_taken_over, 0, 4);
     tcase_add_test(tcase, value_that_cannot_be_is_refused_at_loading);
     tcase_add_test(tcase, commit_answers_from_the_loop_and_not_before);
     tcase_add_loop_test(tcase, bits_that_flip_in_the_file_are_found_at_the_start_or_do_no_harm, 0, 64);

@@ -20,8 +20,11 @@
     X(GRANT_ADOPTED, "grant.adopted", "coordinator: a node held a newer epoch than the store; taken over, durably")              \
     X(GRANT_LOADED, "grant.loaded", "coordinator: at its start the store has this grant; what: open, or fenced")                 \
     X(GRANT_FENCED, "grant.fenced", "coordinator: nothing runs under (vm, epoch) any more: proved, durably")                     \
-    X(MIRROR_JOINED, "mirror.joined", "coordinator: node counts as a mirror of (vm, epoch), durably")                            \
+    X(MIRROR_JOINED, "mirror.joined",                                                                                            \
+      "coordinator: node counts as a mirror of (vm, epoch), durably; text: when it is in the VM's own rack")                     \
     X(MIRROR_LEFT, "mirror.left", "coordinator: it counts no more, durably; text says why")                                      \
+    X(MIRROR_REFUSED, "mirror.refused",                                                                                          \
+      "coordinator: no node can take the image of (vm, epoch); text says why, with the numbers")                                 \
     X(MIRROR_USED, "mirror.used", "coordinator: vm is resumed from the image on node, of epoch and seq, durably")                \
     X(PROOF_RECORDED, "proof.recorded", "coordinator: the proof itself is durable")                                              \
     X(VM_WANTED, "vm.wanted", "coordinator: the operator wants vm to run (what yes) or not (what no), durably")                  \

@@ -120,7 +120,8 @@ static const struct show_column node_columns[] = {
     {"MEMORY", "memory_mib", " MiB", 1}, {"USED", "memory_used_mib", " MiB", 1},
     {"VCPUS", "vcpus", NULL, 1},         {"BEAT", "beat_age_ms", " ms", 1},
     {"READS", "beat_reads", NULL, 1},    {"GAP", "beat_gap_max_ms", " ms", 1},
-    {"FENCE", "fence", NULL, 0},         {"NOTE", "text", NULL, 0},
+    {"RACK", "rack", NULL, 0},           {"FENCE", "fence", NULL, 0},
+    {"NOTE", "text", NULL, 0},
 };
 static const struct show_column vm_columns[] = {
     {"VM", "vm", NULL, 0},

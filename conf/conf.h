@@ -75,6 +75,7 @@ struct mst_member_conf { /* a node that may join */
     uint32_t id;
     char *address;
     uint16_t port;
+    char *rack;                             /* NULL: what the node says */
     uint32_t watchdog_proof_ms;             /* its watchdog resets it within this: the end of its lease is a proof. 0: is none */
     struct mst_fence_conf *fence;           /* NULL: only an operator can confirm its death; the coordinator warns at start */
     struct mst_management_conf *management; /* NULL: none */

@@ -17,7 +17,7 @@ struct vm_yaml {
     uint32_t memory_mib, vcpus;
     char *machine, *cpu;
     struct boot_yaml boot;
-    int protect, on_node_fault, on_vm_fault;
+    int protect, mirror_apart, on_node_fault, on_vm_fault;
     uint32_t checkpoint_interval_ms, priority, restarts_max, restarts_window_s;
     char **allowed_nodes;
     unsigned allowed_nodes_count;
@@ -31,6 +31,10 @@ static const cyaml_strval_t protect_words[] = {
     {"none", MAINSTAY__PROTECT__PROTECT_NONE},
     {"local", MAINSTAY__PROTECT__PROTECT_LOCAL},
     {"mirror", MAINSTAY__PROTECT__PROTECT_MIRROR},
+};
+static const cyaml_strval_t mirror_apart_words[] = {
+    {"node", MAINSTAY__MIRROR_APART__MIRROR_APART_NODE},
+    {"rack", MAINSTAY__MIRROR_APART__MIRROR_APART_RACK},
 };
 static const cyaml_strval_t on_node_fault_words[] = {
     {"resume", MAINSTAY__ON_FAULT__ON_FAULT_RESUME},
@@ -62,6 +66,7 @@ static const cyaml_schema_field_t vm_fields[] = {
     CYAML_FIELD_STRING_PTR("cpu", OPTIONAL, struct vm_yaml, cpu, 0, CYAML_UNLIMITED),
     CYAML_FIELD_MAPPING("boot", CYAML_FLAG_DEFAULT, struct vm_yaml, boot, boot_fields),
     CYAML_FIELD_ENUM("protect", WORD, struct vm_yaml, protect, protect_words, CYAML_ARRAY_LEN(protect_words)),
+    CYAML_FIELD_ENUM("mirror-apart", WORD, struct vm_yaml, mirror_apart, mirror_apart_words, CYAML_ARRAY_LEN(mirror_apart_words)),
     CYAML_FIELD_UINT("checkpoint-interval-ms", CYAML_FLAG_OPTIONAL, struct vm_yaml, checkpoint_interval_ms),
     CYAML_FIELD_ENUM("on-node-fault", WORD, struct vm_yaml, on_node_fault, on_node_fault_words,
                      CYAML_ARRAY_LEN(on_node_fault_words)),
@@ -177,6 +182,10 @@ int mst_vm_definition_check(const Mainstay__VmDefinition *def, struct mst_why *w
     r = r < 0 ? r : check_string("cpu", def->cpu, why);
     r = r < 0 ? r : check_boot(def, why);
     r = r < 0 ? r : check_word("protect", def->protect, protect_words, CYAML_ARRAY_LEN(protect_words), why);
+    r = r < 0 ? r : check_word("mirror-apart", def->mirror_apart, mirror_apart_words, CYAML_ARRAY_LEN(mirror_apart_words), why);
+    if (r == 0 && def->mirror_apart != MAINSTAY__MIRROR_APART__MIRROR_APART_NODE &&
+        def->protect != MAINSTAY__PROTECT__PROTECT_MIRROR)
+        return mst_why_set(why, -EINVAL, "mirror-apart: is rack without protect: mirror, allowed only with it");
     r = r < 0 ? r : check_number("checkpoint-interval-ms", def->checkpoint_interval_ms, why);
     r = r < 0 ? r
               : check_word("on-node-fault", def->on_node_fault, on_node_fault_words, CYAML_ARRAY_LEN(on_node_fault_words), why);
@@ -206,11 +215,13 @@ static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *v
     /* Every value goes out, also those that are today's defaults: another version may have other ones. */
     def->has_vcpus = def->has_protect = def->has_checkpoint_interval_ms = 1;
     def->has_on_node_fault = def->has_on_vm_fault = def->has_priority = 1;
-    def->has_restarts_max = def->has_restarts_window_s = 1;
+    def->has_restarts_max = def->has_restarts_window_s = def->has_mirror_apart = 1;
     if (mst_yaml_has(yaml, "vcpus"))
         def->vcpus = vm->vcpus;
     if (mst_yaml_has(yaml, "protect"))
         def->protect = (Mainstay__Protect)vm->protect;
+    if (mst_yaml_has(yaml, "mirror-apart"))
+        def->mirror_apart = (Mainstay__MirrorApart)vm->mirror_apart;
     if (mst_yaml_has(yaml, "checkpoint-interval-ms"))
         def->checkpoint_interval_ms = vm->checkpoint_interval_ms;
     if (mst_yaml_has(yaml, "on-node-fault"))

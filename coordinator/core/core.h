@@ -117,6 +117,7 @@ struct mst_member { /* a node of the configuration */
     uint32_t id;
     char address[64];
     uint32_t port;
+    char rack[MST_NAME_BYTES]; /* empty: what its Hello says */
     bool has_fence;
     uint32_t watchdog_ms; /* longest timeout of a watchdog that makes the end of its lease a proof; 0: none does */
     bool managed;         /* has a management address */
@@ -188,6 +189,7 @@ struct mst_hello {
     uint8_t host_boot_id[16];
     uint64_t instance;
     uint32_t memory_mib, vcpus;
+    char rack[MST_NAME_BYTES]; /* empty: none */
     bool earlier_vms_dead;
     uint64_t highest_term;     /* that the keeper has seen, 0: none */
     uint64_t highest_term_by;  /* instance of the coordinator that had it, 0: not known */
@@ -336,6 +338,7 @@ enum mst_node_state {
 };
 struct mst_node_look {
     const struct mst_member *member;
+    const char *rack; /* its failure domain, empty: not known */
     enum mst_node_state state;
     uint64_t instance;
     uint64_t link; /* 0: none */
@@ -351,6 +354,7 @@ struct mst_mirror_look {
     int node;          /* index */
     const char *state; /* "seeding", "sure" */
     bool counts;       /* the store says so */
+    bool same_rack;    /* as the VM's node: both are labelled so */
     uint64_t since_wall_ms, acked_seq, sent_seq, behind_ms;
     const char *text;
 };

@@ -71,6 +71,7 @@
 #define MIRRORS_WANTED        1u     /* of each VM under protect mirror */
 #define MIRROR_RETRY_MIN_MS   1000u
 #define MIRROR_RETRY_MAX_MS   30000u
+#define MIRROR_TELL_MS        60000u /* that nobody can take an image is told of so often, with other numbers */
 
 #define MAX_OF(a, b) ((a) > (b) ? (a) : (b))
 #define MIN_OF(a, b) ((a) < (b) ? (a) : (b))
@@ -110,6 +111,7 @@ struct node {
     int link_err;
     char link_text[MST_TEXT_BYTES];
     uint32_t memory_mib, vcpus; /* of its Hello */
+    char rack[MST_NAME_BYTES];
     uint8_t boot_id[16];
     uint64_t instance;                 /* of the link, or of the last link */
     bool earlier_dead;                 /* Hello said so, for this instance */
@@ -192,6 +194,7 @@ struct vm {
     uint64_t mirror_avoid;   /* bit per node index: where they were */
     uint64_t exposed_ms;     /* since when nobody has its checkpoints, 0: somebody has, or it does not run */
     char mirror_why[MST_TEXT_BYTES];
+    uint64_t refused_ms, refused_epoch; /* when it was told of that nobody can take its image */
 };
 
 struct image_look { /* READING2: what a mirror says that it holds */
@@ -341,6 +344,8 @@ const char *node_name(const struct mst_core *core, uint32_t id); /* "?" */
 struct held *held_find(struct node *node, const char *vm, uint64_t epoch);
 uint64_t vm_need_bytes(const struct vm *vm);
 uint64_t node_used_bytes(const struct mst_core *core, unsigned index);
+const char *node_rack(const struct node *node); /* empty: it has no label */
+enum mst_racks racks_of(const struct mst_core *core, uint32_t node_id, uint32_t other_id);
 bool node_alive(const struct mst_core *core, unsigned index); /* link, and a beat that is neither frozen nor unreadable */
 bool agent_runs(const struct mst_core *core,
                 const struct node *node); /* it was seen to move since its keeper joined, and is not frozen */

@@ -190,6 +190,10 @@ int mst_core_hello(struct mst_core *core, const struct mst_time *now, uint64_t l
     memcpy(node->boot_id, hello->host_boot_id, sizeof(node->boot_id));
     node->memory_mib = hello->memory_mib;
     node->vcpus = hello->vcpus;
+    memcpy(node->rack, hello->rack, sizeof(node->rack));
+    if (node->conf.rack[0] && node->rack[0] && strcmp(node->conf.rack, node->rack) != 0)
+        core_log(core, MST_LOG_WARNING, "node=%s says that it is in rack %s; coordinator.yaml says %s, which counts", hello->node,
+                 node->rack, node->conf.rack);
     node->earlier_dead = hello->earlier_vms_dead;
     take_held(core, node, hello);
     note_own_saves(core, (unsigned)index);

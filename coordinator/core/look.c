@@ -81,6 +81,7 @@ void mst_core_node(const struct mst_core *core, const struct mst_time *now, unsi
 
     memset(ret, 0, sizeof(*ret));
     ret->member = &node->conf;
+    ret->rack = node_rack(node);
     ret->state = node_state(core, index);
     ret->instance = node->instance;
     ret->link = node->link;

@@ -471,6 +471,27 @@ static uint64_t taken(const struct mst_core *core, const struct vm *vm)
     return bits;
 }
 
+static enum mst_racks racks_demanded(const struct vm *vm)
+{
+    return vm->def.mirror_apart == MST_MIRROR_APART_RACK ? MST_RACKS_OTHER : MST_RACKS_SAME;
+}
+
+/* The numbers change with everything that starts and stops: an event for the first, and then now and then. */
+static void refused(struct mst_core *core, struct vm *vm, const char *text)
+{
+    bool again = vm->refused_ms != 0 && core->now_ms - vm->refused_ms < MIRROR_TELL_MS && vm->refused_epoch == vm->d.epoch;
+
+    if (strcmp(text, vm->mirror_why) == 0)
+        return;
+    text_set(vm->mirror_why, sizeof(vm->mirror_why), "%s", text);
+    if (again)
+        return;
+    vm->refused_ms = MAX_OF(core->now_ms, 1);
+    vm->refused_epoch = vm->d.epoch;
+    core_log(core, MST_LOG_WARNING, "vm=%s epoch=%" PRIu64 " has no mirror: %s", vm->d.name, vm->d.epoch, text);
+    core_event(core, &(struct mst_event){.kind = MST_EV_MIRROR_REFUSED, .vm = vm->d.name, .epoch = vm->d.epoch, .text = text});
+}
+
 static void choose(struct mst_core *core, struct vm *vm, struct mirror *m, unsigned source)
 {
     struct mst_plan_node nodes[MST_NODES_MAX];
@@ -478,16 +499,19 @@ static void choose(struct mst_core *core, struct vm *vm, struct mirror *m, unsig
                                      .allowed = vm->def.allowed,
                                      .allowed_count = vm->def.allowed_count,
                                      .never = taken(core, vm),
-                                     .avoid = vm->mirror_avoid | nodes_flapping(core)};
+                                     .avoid = vm->mirror_avoid | nodes_flapping(core),
+                                     .rack = node_rack(&core->nodes[source]),
+                                     .racks_min = racks_demanded(vm),
+                                     .vm_bytes = vm_need_bytes(vm),
+                                     .vcpus = vm->def.vcpus};
     struct mst_placement placed;
     char text[MST_TEXT_BYTES];
 
     plan_nodes_fill(core, nodes);
     if (mst_plan_mirror(nodes, core->nodes_count, &wanted, &placed) < 0) {
-        text_set(text, sizeof(text), "nobody can take its image: %.160s", placed.why);
-        if (strcmp(text, vm->mirror_why) != 0)
-            core_log(core, MST_LOG_WARNING, "vm=%s epoch=%" PRIu64 " has no mirror: %s", vm->d.name, vm->d.epoch, text);
-        memcpy(vm->mirror_why, text, sizeof(vm->mirror_why));
+        text_set(text, sizeof(text), "nobody %scan take its image: %.150s",
+                 wanted.racks_min == MST_RACKS_OTHER ? "in another rack " : "", placed.why);
+        refused(core, vm, text);
         vm->mirror_next_ms = core->now_ms + MIRROR_RETRY_MIN_MS;
         return;
     }
@@ -547,9 +571,10 @@ void mirrors_effects(struct mst_core *core, int index)
 
 /* --- looking --- */
 
-static void mirror_look(const struct mst_core *core, const struct mirror *m, struct mst_mirror_look *ret)
+static void mirror_look(const struct mst_core *core, const struct vm *vm, const struct mirror *m, struct mst_mirror_look *ret)
 {
     ret->node = node_find_id(core, m->node_id);
+    ret->same_rack = racks_of(core, vm->d.node_id, m->node_id) == MST_RACKS_SAME;
     ret->state = states[m->state].name;
     ret->counts = row_counts(m);
     ret->since_wall_ms = ret->counts ? m->d.since_wall_ms : 0;
@@ -570,10 +595,11 @@ static void say(const struct mst_core *core, const struct vm *vm, struct mst_vm_
         if (!m->counts)
             continue;
         text_set(ret->protection, sizeof(ret->protection),
-                 "on %s since %" PRIu64 " s, checkpoint %" PRIu64 " of %" PRIu64 ", %" PRIu64 " ms behind",
+                 "on %s since %" PRIu64 " s, checkpoint %" PRIu64 " of %" PRIu64 ", %" PRIu64 " ms behind%s%s%s",
                  m->node >= 0 ? core->nodes[m->node].conf.name : "?",
                  core->now.wall_ms > m->since_wall_ms ? (core->now.wall_ms - m->since_wall_ms) / 1000 : 0, m->acked_seq,
-                 MAX_OF(m->sent_seq, m->acked_seq), m->behind_ms);
+                 MAX_OF(m->sent_seq, m->acked_seq), m->behind_ms, m->same_rack ? "; in the VM's own rack (" : "",
+                 m->same_rack ? node_rack(&core->nodes[m->node]) : "", m->same_rack ? ")" : "");
         return;
     }
     if (!ret->exposed)
@@ -590,7 +616,7 @@ void mirrors_look(const struct mst_core *core, const struct vm *vm, struct mst_v
 {
     for (unsigned n = 0; n < MST_MIRRORS_MAX; n++) {
         if (vm->mirrors[n].state != MIRROR_IDLE)
-            mirror_look(core, &vm->mirrors[n], &ret->mirrors[ret->mirrors_count++]);
+            mirror_look(core, vm, &vm->mirrors[n], &ret->mirrors[ret->mirrors_count++]);
     }
     ret->exposed = vm->exposed_ms != 0;
     ret->exposed_ms = ret->exposed ? core->now_ms - vm->exposed_ms : 0;

@@ -170,15 +170,65 @@ static bool mirror_allowed(const struct mst_plan_mirror *mirror, uint32_t id)
     return mirror->allowed_count == 0;
 }
 
+enum mst_racks mst_plan_racks(const char *a, const char *b)
+{
+    if (!a || !a[0] || !b || !b[0])
+        return MST_RACKS_UNKNOWN;
+    return strcmp(a, b) == 0 ? MST_RACKS_SAME : MST_RACKS_OTHER;
+}
+
 static const char *mirror_bars(const struct mst_plan_node *node, unsigned i, const struct mst_plan_mirror *mirror)
 {
+    enum mst_racks racks = mst_plan_racks(mirror->rack, node->rack);
+
     if (mirror->never >> i & 1)
-        return "has it, or an image of it, already";
+        return "has it already";
     if (!mirror_allowed(mirror, node->id))
         return "not allowed";
     if (!node->usable)
         return node->why_not;
+    if (racks < mirror->racks_min)
+        return racks == MST_RACKS_SAME         ? "in the VM's rack"
+               : !node->rack || !node->rack[0] ? "has no rack label"
+                                               : "the VM's node has no rack label";
     return node->used_slots >= MST_VMS_PER_NODE ? "all VM slots taken" : NULL;
+}
+
+static bool mirror_fits(const struct mst_plan_node *node, const struct mst_plan_mirror *mirror, char *why, size_t size,
+                        size_t *used)
+{
+    if (left_bytes(node) >= mirror->need_bytes)
+        return true;
+    append(why, size, used, "%s%s: %" PRIu64 " MiB left, %" PRIu64 " needed", *used ? "; " : "", node->name,
+           left_bytes(node) / MIB, (mirror->need_bytes + MIB - 1) / MIB);
+    if (node->image_bytes >= MIB)
+        append(why, size, used, " (images take %" PRIu64 " of %" PRIu64 ")", node->image_bytes / MIB, node->memory_bytes / MIB);
+    return false;
+}
+
+/* A takeover there would find its image in place, once the node has no other VMs. */
+static bool mirror_runs(const struct mst_plan_node *node, const struct mst_plan_mirror *mirror)
+{
+    return node->memory_bytes >= mirror->need_bytes + mirror->vm_bytes && node->vcpus * MST_PLAN_VCPU_OVERCOMMIT >= mirror->vcpus;
+}
+
+/* Whether a is the better mirror; both can be one. */
+static bool mirror_better(const struct mst_plan_node *nodes, const struct mst_plan_mirror *mirror, unsigned a, unsigned b)
+{
+    bool avoid_a = mirror->avoid >> a & 1;
+    bool avoid_b = mirror->avoid >> b & 1;
+    enum mst_racks racks_a = mst_plan_racks(mirror->rack, nodes[a].rack);
+    enum mst_racks racks_b = mst_plan_racks(mirror->rack, nodes[b].rack);
+    bool runs_a = mirror_runs(&nodes[a], mirror);
+    bool runs_b = mirror_runs(&nodes[b], mirror);
+
+    if (avoid_a != avoid_b)
+        return avoid_b;
+    if (racks_a != racks_b)
+        return racks_a > racks_b;
+    if (runs_a != runs_b)
+        return runs_a;
+    return left_bytes(&nodes[a]) > left_bytes(&nodes[b]);
 }
 
 int mst_plan_mirror(const struct mst_plan_node *nodes, unsigned count, const struct mst_plan_mirror *mirror,
@@ -190,20 +240,17 @@ int mst_plan_mirror(const struct mst_plan_node *nodes, unsigned count, const str
     ret->why[0] = 0;
     for (unsigned i = 0; i < count && i < MST_NODES_MAX; i++) {
         const char *bar = mirror_bars(&nodes[i], i, mirror);
-        bool avoid = mirror->avoid >> i & 1;
 
-        if (bar) {
+        if (bar)
             append(ret->why, sizeof(ret->why), &used, "%s%s: %s", used ? "; " : "", nodes[i].name, bar);
-        } else if (left_bytes(&nodes[i]) < mirror->need_bytes) {
-            append(ret->why, sizeof(ret->why), &used, "%s%s: %" PRIu64 " MiB left, %" PRIu64 " needed", used ? "; " : "",
-                   nodes[i].name, left_bytes(&nodes[i]) / MIB, (mirror->need_bytes + MIB - 1) / MIB);
-        } else if (best < 0 || avoid < (mirror->avoid >> best & 1) ||
-                   (avoid == (mirror->avoid >> best & 1) && left_bytes(&nodes[i]) > left_bytes(&nodes[best]))) {
+        else if (mirror_fits(&nodes[i], mirror, ret->why, sizeof(ret->why), &used) &&
+                 (best < 0 || mirror_better(nodes, mirror, i, (unsigned)best)))
             best = (int)i;
-        }
     }
     if (best >= 0)
-        snprintf(ret->why, sizeof(ret->why), "%s: %" PRIu64 " MiB left before", nodes[best].name, left_bytes(&nodes[best]) / MIB);
+        snprintf(ret->why, sizeof(ret->why), "%s: %" PRIu64 " MiB left before%s", nodes[best].name,
+                 left_bytes(&nodes[best]) / MIB,
+                 mst_plan_racks(mirror->rack, nodes[best].rack) == MST_RACKS_SAME ? ", in the VM's rack" : "");
     ret->node = best;
     return best;
 }

@@ -20,9 +20,18 @@ struct mst_plan_node {
     bool usable;
     bool last_resort;    /* not usable, but alive: taken by a VM whose fallback_id it is when nobody else can */
     const char *why_not; /* when not usable: "is drained", "is being fenced" */
+    const char *rack;    /* its failure domain; NULL or empty: it has no label */
     uint64_t memory_bytes, used_bytes;
+    uint64_t image_bytes; /* of used_bytes: images of VMs that run elsewhere */
     uint32_t vcpus, used_vcpus, used_slots;
 };
+
+enum mst_racks { /* of two nodes; each is further apart than the one before */
+                 MST_RACKS_SAME,
+                 MST_RACKS_UNKNOWN, /* one of them has no label */
+                 MST_RACKS_OTHER,
+};
+enum mst_racks mst_plan_racks(const char *a, const char *b);
 
 struct mst_plan_vm {
     const char *name;
@@ -45,14 +54,19 @@ struct mst_placement {
 
 struct mst_plan_mirror { /* a mirror that is looked for */
     uint64_t need_bytes;
-    const uint32_t *allowed; /* node ids */
-    uint32_t allowed_count;  /* 0: all */
-    uint64_t never;          /* bit i: not nodes[i]: the VM itself is there, another mirror of it, or an old one */
-    uint64_t avoid;          /* bit i: nodes[i] only when no other can */
+    const uint32_t *allowed;  /* node ids */
+    uint32_t allowed_count;   /* 0: all */
+    uint64_t never;           /* bit i: not nodes[i]: the VM itself is there, another mirror of it, or an old one */
+    uint64_t avoid;           /* bit i: nodes[i] only when no other can */
+    const char *rack;         /* of the VM's own node */
+    enum mst_racks racks_min; /* nearer nodes are refused */
+    uint64_t vm_bytes;        /* what the VM takes where it runs, */
+    uint32_t vcpus;           /* and its vCPUs */
 };
 
-/* Where its image goes: a usable node that is allowed and has memory and a slot left; of those one that is not avoided, then the one with most memory
- * left, then the first. Returns the index, -1: nowhere; ret->why says why. */
+/* Where its image goes: a usable node that is allowed, far enough, and has memory and a slot left; of those one that is not avoided, then the one
+ * furthest from the VM's rack, then one that is large enough to run the VM beside its image, then the one with most memory left, then the first.
+ * Returns the index, -1: nowhere; ret->why says why, with the numbers. */
 int mst_plan_mirror(const struct mst_plan_node *nodes, unsigned count, const struct mst_plan_mirror *mirror,
                     struct mst_placement *ret);
 

@@ -117,16 +117,19 @@ static void trace_mirror(struct mst_core *core, const struct mst_mirror_row *row
 {
     int index = vm_find(core, row->vm);
     const struct mirror *m = index >= 0 ? &core->vms[index].mirrors[row->n] : NULL;
+    char text[MST_TEXT_BYTES] = "";
 
     if (!m || (row->counts == m->d.counts && row->log_id == m->d.log_id))
         return;
+    if (row->counts && racks_of(core, core->vms[index].d.node_id, row->node_id) == MST_RACKS_SAME)
+        text_set(text, sizeof(text), "in the VM's own rack (%s)", node_rack(&core->nodes[node_find_id(core, row->node_id)]));
     core_event(core, &(struct mst_event){.kind = row->counts ? MST_EV_MIRROR_JOINED : MST_EV_MIRROR_LEFT,
                                          .vm = row->vm,
                                          .epoch = row->epoch,
                                          .seq = m->acked_seq,
                                          .node = node_name(core, row->node_id),
                                          .instance = row->instance,
-                                         .text = row->counts ? "" : m->text});
+                                         .text = row->counts ? text : m->text});
 }
 
 void trace_row(struct mst_core *core, const struct mst_row *row)

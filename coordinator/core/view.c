@@ -82,6 +82,19 @@ struct held *held_find(struct node *node, const char *vm, uint64_t epoch)
     return NULL;
 }
 
+const char *node_rack(const struct node *node)
+{
+    return node->conf.rack[0] ? node->conf.rack : node->rack;
+}
+
+enum mst_racks racks_of(const struct mst_core *core, uint32_t node_id, uint32_t other_id)
+{
+    int a = node_find_id(core, node_id);
+    int b = node_find_id(core, other_id);
+
+    return mst_plan_racks(a >= 0 ? node_rack(&core->nodes[a]) : NULL, b >= 0 ? node_rack(&core->nodes[b]) : NULL);
+}
+
 uint64_t vm_need_bytes(const struct vm *vm)
 {
     return mst_plan_need_bytes(vm->def.memory_mib, (enum mst_protect)vm->def.protect);
@@ -124,14 +137,24 @@ static unsigned images_coming(const struct mst_core *core, unsigned index, uint6
     return count;
 }
 
+static uint64_t node_image_bytes(const struct mst_core *core, unsigned index)
+{
+    const struct node *node = &core->nodes[index];
+    uint64_t bytes;
+
+    (void)images_coming(core, index, &bytes);
+    for (unsigned i = 0; i < node->held_count; i++)
+        bytes += node->held[i].s.run_state == MST_RUN_IMAGE ? held_bytes(core, &node->held[i]) : 0;
+    return bytes;
+}
+
 uint64_t node_used_bytes(const struct mst_core *core, unsigned index)
 {
     struct node *node = (struct node *)&core->nodes[index];
-    uint64_t used;
+    uint64_t used = node_image_bytes(core, index);
 
-    (void)images_coming(core, index, &used);
     for (unsigned i = 0; i < node->held_count; i++)
-        used += held_bytes(core, &node->held[i]);
+        used += node->held[i].s.run_state != MST_RUN_IMAGE ? held_bytes(core, &node->held[i]) : 0;
     for (unsigned i = 0; i < core->vms_end; i++) {
         const struct vm *vm = &core->vms[i];
 
@@ -267,8 +290,10 @@ static void plan_node_fill(const struct mst_core *core, unsigned index, struct m
     ret->name = node->conf.name;
     ret->usable = node_usable(core, index, &ret->why_not);
     ret->last_resort = !ret->usable && node_alive(core, index) && !node->fencing && !proof_waits(core, index) && node->agent_up;
+    ret->rack = node_rack(node);
     ret->memory_bytes = node->memory_mib * MIB;
     ret->used_bytes = node_used_bytes(core, index);
+    ret->image_bytes = node_image_bytes(core, index);
     ret->vcpus = node->vcpus;
     node_use(core, index, &ret->used_vcpus, &ret->used_slots);
 }

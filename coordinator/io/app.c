@@ -300,6 +300,7 @@ static void core_conf(const struct mst_coordinator_conf *conf, struct mst_core_c
 
         snprintf(to->name, sizeof(to->name), "%s", conf->nodes[i].name);
         snprintf(to->address, sizeof(to->address), "%s", conf->nodes[i].address);
+        snprintf(to->rack, sizeof(to->rack), "%s", conf->nodes[i].rack ? conf->nodes[i].rack : "");
         to->id = conf->nodes[i].id;
         to->port = conf->nodes[i].port;
         to->has_fence = conf->nodes[i].fence != NULL;

@@ -17,6 +17,9 @@ static_assert((int)MST_ON_FAULT_RESUME == (int)MAINSTAY__ON_FAULT__ON_FAULT_RESU
 static_assert((int)MST_PROTECT_LOCAL == (int)MAINSTAY__PROTECT__PROTECT_LOCAL &&
                   (int)MST_PROTECT_MIRROR == (int)MAINSTAY__PROTECT__PROTECT_MIRROR,
               "levels of protection");
+static_assert((int)MST_MIRROR_APART_NODE == (int)MAINSTAY__MIRROR_APART__MIRROR_APART_NODE &&
+                  (int)MST_MIRROR_APART_RACK == (int)MAINSTAY__MIRROR_APART__MIRROR_APART_RACK,
+              "what a VM and its mirror may not share");
 static_assert((int)MST_MIRROR_SEEDING == (int)MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING &&
                   (int)MST_MIRROR_FAILED == (int)MAINSTAY__MIRROR_PHASE__MIRROR_FAILED,
               "phases of mirrors");
@@ -57,6 +60,7 @@ int mst_convert_definition(const Mainstay__VmDefinition *def, const struct mst_c
     ret->protect = (uint8_t)def->protect;
     ret->on_node_fault = (uint8_t)def->on_node_fault;
     ret->on_vm_fault = (uint8_t)def->on_vm_fault;
+    ret->mirror_apart = (uint8_t)def->mirror_apart;
     ret->restarts_max = def->restarts_max;
     ret->restarts_window_s = def->restarts_window_s;
     if (def->n_allowed_nodes > MST_NODES_MAX)
@@ -88,6 +92,7 @@ void mst_convert_hello(const Mainstay__Hello *hello, struct mst_hello *ret)
     ret->instance = hello->instance;
     ret->memory_mib = hello->memory_mib;
     ret->vcpus = hello->vcpus;
+    copy(ret->rack, sizeof(ret->rack), hello->rack);
     ret->earlier_vms_dead = hello->has_earlier_vms_dead && hello->earlier_vms_dead;
     ret->highest_term = hello->has_highest_term ? hello->highest_term : 0;
     ret->highest_term_by = hello->has_highest_term_by ? hello->highest_term_by : 0;

@@ -72,6 +72,7 @@ static bool add_node(struct app *app, struct buffer *b, unsigned index)
     v->drained = look->drained;
     v->address = (char *)look->member->address;
     v->text = look->text[0] ? look->text : NULL;
+    v->rack = look->rack[0] ? (char *)look->rack : NULL;
     v->fence = app->conf->nodes[index].fence ? app->conf->nodes[index].fence->agent : NULL;
     if (look->link != 0) {
         v->has_health = v->has_memory_mib = v->has_memory_used_mib = v->has_vcpus = v->has_load_milli = v->has_machine_checks = 1;
@@ -120,6 +121,8 @@ static void fill_mirrors(struct app *app, struct buffer *b, const struct mst_vm_
         m->since_wall_ms = from->since_wall_ms;
         m->has_behind_ms = from->acked_seq != 0;
         m->behind_ms = from->behind_ms;
+        m->has_same_rack = from->same_rack;
+        m->same_rack = from->same_rack;
         m->text = from->text[0] ? (char *)from->text : NULL;
         b->mirrors_list[row][v->n_mirrors++] = m;
     }

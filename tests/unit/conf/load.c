@@ -215,6 +215,7 @@ START_TEST(definition_takes_its_defaults_and_says_them)
     ck_assert_ptr_null(def->boot_append);
     ck_assert_ptr_null(def->boot_state);
     ck_assert(def->has_protect && def->protect == MAINSTAY__PROTECT__PROTECT_NONE);
+    ck_assert(def->has_mirror_apart && def->mirror_apart == MAINSTAY__MIRROR_APART__MIRROR_APART_NODE);
     ck_assert(def->has_checkpoint_interval_ms && def->checkpoint_interval_ms == 500);
     ck_assert(def->has_on_node_fault && def->on_node_fault == MAINSTAY__ON_FAULT__ON_FAULT_RESUME);
     ck_assert(def->has_on_vm_fault && def->on_vm_fault == MAINSTAY__ON_FAULT__ON_FAULT_RESUME);
@@ -250,6 +251,28 @@ START_TEST(definition_is_loaded_whole_and_packs)
     ck_assert_str_eq(again->allowed_nodes[1], "n2");
     ck_assert_int_eq(mst_vm_definition_check(again, &why), 0);
     mainstay__vm_definition__free_unpacked(again, NULL);
+}
+END_TEST
+
+START_TEST(racks_and_what_a_mirror_may_not_share_are_loaded)
+{
+    struct mst_coordinator_conf *conf;
+    Mainstay__VmDefinition *def;
+
+    load_ok(mst_coordinator_conf_load(file_make("c.yaml",
+                                                "cluster: lab\nid: 1\naddress: 10.0.0.1\nnodes:\n"
+                                                "- {name: n1, id: 1, address: 10.0.0.2, rack: Row 3/7}\n"
+                                                "- {name: n2, id: 2, address: 10.0.0.3}\n",
+                                                0),
+                                      &conf, &why));
+    ck_assert_str_eq(conf->nodes[0].rack, "Row 3/7");
+    ck_assert_ptr_null(conf->nodes[1].rack);
+    mst_coordinator_conf_free(conf);
+    load_ok(mst_vm_definition_load(
+        file_make("v.yaml", "name: a\nmemory-mib: 16\nboot: {kernel: /k}\nprotect: mirror\nmirror-apart: rack\n", 0), &def,
+        &why));
+    ck_assert_int_eq(def->mirror_apart, MAINSTAY__MIRROR_APART__MIRROR_APART_RACK);
+    mainstay__vm_definition__free_unpacked(def, NULL);
 }
 END_TEST
 
@@ -389,6 +412,7 @@ int main(void)
     tcase_add_test(tcase, leases_and_watchdogs_are_loaded);
     tcase_add_test(tcase, definition_takes_its_defaults_and_says_them);
     tcase_add_test(tcase, definition_is_loaded_whole_and_packs);
+    tcase_add_test(tcase, racks_and_what_a_mirror_may_not_share_are_loaded);
     tcase_add_test(tcase, drill_is_loaded_whole);
     tcase_add_test(tcase, drill_takes_its_defaults);
     tcase_add_test(tcase, all_files_of_the_repository_load);

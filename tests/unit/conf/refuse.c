@@ -119,6 +119,8 @@ static const struct bad bads[] = {
     {NODE, NODE_HEAD "coordinators:\n  - address: 10.0.0.1\n  - address: 10.0.0.1\n    port: 7470\n",
      "9: coordinators[1]: 10.0.0.1 port 7470 is listed twice, each coordinator is allowed once"},
     /* coordinator */
+    {COORDINATOR, COORD_HEAD "nodes: [{name: n1, id: 1, address: 10.7.0.1, rack: \"\"}]\n",
+     "4: nodes[0].rack: '' has 0 bytes, allowed 1..63"},
     {COORDINATOR, COORD_HEAD "store: {}\n" COORD_NODE, "4: store.etcd: is missing, it has to be given"},
     {COORDINATOR, COORD_HEAD "store: {etcd: {prefix: /a}}\n" COORD_NODE,
      "4: store.etcd.endpoints: is missing, it has to be given"},
@@ -229,6 +231,9 @@ static const struct bad bads[] = {
      "3: cpu: 'max x' has characters that are not allowed, allowed are letters, digits and -._,+="},
     {VM, VM_HEAD "protect: twice\n", "3: protect: 'twice' is not known; allowed: none, local, mirror"},
     {VM, VM_HEAD "protect: lokal\n", "3: protect: 'lokal' is not known, did you mean local; allowed: none, local, mirror"},
+    {VM, VM_HEAD "protect: mirror\nmirror-apart: row\n", "4: mirror-apart: 'row' is not known; allowed: node, rack"},
+    {VM, VM_HEAD VM_BOOT "protect: local\nmirror-apart: rack\n",
+     "5: mirror-apart: is rack without protect: mirror, allowed only with it"},
     {VM, VM_HEAD "protect: 1\n", "3: protect: '1' is not known; allowed: none, local, mirror"},
     {VM, VM_HEAD "on-node-fault: resume-elsewhere\n",
      "3: on-node-fault: 'resume-elsewhere' is not known; allowed: resume, restart, hold, discard"},
@@ -247,7 +252,7 @@ static const struct bad bads[] = {
      "7: allowed-nodes[2]: 'n1' is listed twice, each node is allowed once"},
     {VM, VM_HEAD VM_BOOT "on_node_fault: hold\n",
      "4: on_node_fault: is not a key, did you mean on-node-fault; allowed: name, memory-mib, vcpus, machine, cpu, boot, protect, "
-     "checkpoint-interval-ms, on-node-fault, on-vm-fault, priority, restarts-max, restarts-window-s, "
+     "mirror-apart, checkpoint-interval-ms, on-node-fault, on-vm-fault, priority, restarts-max, restarts-window-s, "
      "allowed-nodes"},
     /* drills */
     {DRILL, "name: d\n", "1: vms: is missing, it has to be given"},

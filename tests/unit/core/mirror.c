@@ -138,6 +138,112 @@ START_TEST(only_allowed_nodes_become_mirrors)
 }
 END_TEST
 
+/* Each node's label, from n1 on, in its Hello; -: none. */
+static struct world *racked(unsigned nodes, const char *labels)
+{
+    struct world *w = world_new(nodes);
+
+    for (unsigned i = 0; i < nodes; i++) {
+        if (labels[i] != '-')
+            snprintf(w->nodes[i].hello.rack, sizeof(w->nodes[i].hello.rack), "%c", labels[i]);
+    }
+    world_restart(w);
+    world_run(w, 1500);
+    return w;
+}
+
+static void start_mirrored(struct world *w, uint8_t apart)
+{
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    def.mirror_apart = apart;
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+}
+
+START_TEST(a_mirror_is_chosen_outside_the_rack_of_its_vm)
+{
+    struct world *w = racked(3, "aab");
+
+    w->nodes[1].hello.memory_mib = 4096;
+    world_restart(w);
+    world_run(w, 1500);
+    start_mirrored(w, MST_MIRROR_APART_NODE);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_eq(mirror_of(w), 2);
+    ck_assert(!look(w).mirrors[0].same_rack);
+    ck_assert_ptr_null(strstr(look(w).protection, "rack"));
+    ck_assert_str_eq(w->mirror_event, "mirror.joined n3 ");
+    world_free(w);
+}
+END_TEST
+
+START_TEST(the_label_of_the_coordinators_file_counts_more_than_what_a_node_says)
+{
+    struct world *w = racked(3, "aab");
+    struct mst_node_look node;
+    struct mst_time t = {.us = w->now_us, .wall_ms = 1};
+
+    snprintf(w->conf.nodes[2].rack, sizeof(w->conf.nodes[2].rack), "a");
+    snprintf(w->conf.nodes[1].rack, sizeof(w->conf.nodes[1].rack), "c");
+    world_restart(w);
+    world_run(w, 1500);
+    mst_core_node(w->core, &t, 2, &node);
+    ck_assert_str_eq(node.rack, "a");
+    mst_core_node(w->core, &t, 0, &node);
+    ck_assert_str_eq(node.rack, "a");
+    start_mirrored(w, MST_MIRROR_APART_RACK);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_eq(mirror_of(w), 1);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_mirror_in_the_same_rack_is_better_than_none_and_is_said)
+{
+    struct world *w = racked(2, "aa");
+
+    start_mirrored(w, MST_MIRROR_APART_NODE);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert(look(w).mirrors[0].same_rack);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "ms behind; in the VM's own rack (a)"));
+    ck_assert_str_eq(w->mirror_event, "mirror.joined n2 in the VM's own rack (a)");
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_vm_that_demands_another_rack_gets_no_mirror_in_its_own_and_the_numbers_are_said)
+{
+    struct world *w = racked(3, "aab");
+
+    w->nodes[2].hello.memory_mib = 30;
+    world_restart(w);
+    world_run(w, 1500);
+    start_mirrored(w, MST_MIRROR_APART_RACK);
+    world_run(w, 3000);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 0);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "exposed for 3"));
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "nobody in another rack can take its image: n1: has it already; n2: in the "
+                                                     "VM's rack; n3: 30 MiB left, 39 needed"));
+    ck_assert_ptr_nonnull(strstr(w->mirror_event, "mirror.refused - nobody in another rack can take its image"));
+    ck_assert_uint_eq(w->mirrors_refused, 1);
+    w->nodes[2].hello.memory_mib = 31; /* other numbers are shown at once, and told of now and then */
+    world_cut(w, 2, true);
+    world_cut(w, 2, false);
+    world_run(w, 4000);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "n3: 31 MiB left"));
+    ck_assert_uint_eq(w->mirrors_refused, 1);
+    ck_assert_int_eq(world_phase(w, VM), MST_VM_RUNNING);
+    w->nodes[2].hello.memory_mib = 768;
+    world_cut(w, 2, true);
+    world_cut(w, 2, false);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_eq(mirror_of(w), 2);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(a_mirror_that_fails_counts_no_more_is_left_out_forgotten_and_replaced)
 {
     struct world *w = mirrored_vm(3);
@@ -801,6 +907,10 @@ int main(void)
     tcase_add_test(tcase, a_running_vm_gets_a_mirror_where_most_memory_is_and_status_says_since_when);
     tcase_add_test(tcase, vms_under_other_levels_get_none);
     tcase_add_test(tcase, only_allowed_nodes_become_mirrors);
+    tcase_add_test(tcase, a_mirror_is_chosen_outside_the_rack_of_its_vm);
+    tcase_add_test(tcase, the_label_of_the_coordinators_file_counts_more_than_what_a_node_says);
+    tcase_add_test(tcase, a_mirror_in_the_same_rack_is_better_than_none_and_is_said);
+    tcase_add_test(tcase, a_vm_that_demands_another_rack_gets_no_mirror_in_its_own_and_the_numbers_are_said);
     tcase_add_test(tcase, a_mirror_that_fails_counts_no_more_is_left_out_forgotten_and_replaced);
     tcase_add_test(tcase, a_failed_mirror_is_tried_again_on_the_same_node_when_there_is_no_other);
     tcase_add_test(tcase, a_mirror_whose_node_is_lost_is_replaced);

@@ -268,11 +268,62 @@ START_TEST(a_mirror_goes_where_most_memory_is_left_and_not_where_the_vm_is)
     nodes[1].usable = false;
     nodes[1].why_not = "is drained";
     ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), -1);
-    ck_assert_str_eq(p.why,
-                     "n1: has it, or an image of it, already; n2: is drained; n3: 70 MiB left, 71 needed; n4: not allowed");
+    ck_assert_str_eq(p.why, "n1: has it already; n2: is drained; n3: 70 MiB left, 71 needed; n4: not allowed");
+    nodes[2].image_bytes = 20 * MIB;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), -1);
+    ck_assert_ptr_nonnull(strstr(p.why, "n3: 70 MiB left, 71 needed (images take 20 of 100); "));
     nodes[2].used_slots = MST_VMS_PER_NODE;
     ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), -1);
     ck_assert_ptr_nonnull(strstr(p.why, "n3: all VM slots taken"));
+}
+END_TEST
+
+START_TEST(a_mirror_goes_into_another_rack_when_it_can_and_nowhere_else_when_it_must)
+{
+    struct mst_plan_node nodes[] = {node(1, "n1", 900 * MIB, 0), node(2, "n2", 100 * MIB, 0), node(3, "n3", 90 * MIB, 0),
+                                    node(4, "n4", 80 * MIB, 0)};
+    struct mst_plan_mirror m = {.need_bytes = 60 * MIB, .never = 1, .rack = "a"};
+    struct mst_placement p;
+
+    nodes[0].rack = nodes[1].rack = "a";
+    nodes[3].rack = "b";
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 3); /* the one with least memory */
+    ck_assert_str_eq(p.why, "n4: 80 MiB left before");
+    m.avoid = 1 << 3;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 2); /* one without a label is not known to share it */
+    m.avoid = 1 << 3 | 1 << 2;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 1); /* better than none */
+    ck_assert_str_eq(p.why, "n2: 100 MiB left before, in the VM's rack");
+    m.racks_min = MST_RACKS_OTHER;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 3);
+    nodes[3].used_bytes = 21 * MIB;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), -1);
+    ck_assert_str_eq(p.why, "n1: has it already; n2: in the VM's rack; n3: has no rack label; n4: 59 MiB left, 60 needed");
+    m.rack = "";
+    nodes[3].used_bytes = 0;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), -1);
+    ck_assert_ptr_nonnull(strstr(p.why, "n4: the VM's node has no rack label"));
+}
+END_TEST
+
+START_TEST(a_mirror_goes_where_the_vm_itself_could_run_when_it_can)
+{
+    struct mst_plan_node nodes[] = {node(1, "n1", 900 * MIB, 0), node(2, "n2", 100 * MIB, 0), node(3, "n3", 500 * MIB, 430 * MIB),
+                                    node(4, "n4", 150 * MIB, 0)};
+    struct mst_plan_mirror m = {.need_bytes = 60 * MIB, .never = 1, .vm_bytes = 90 * MIB, .vcpus = 9};
+    struct mst_placement p;
+
+    nodes[0].vcpus = nodes[1].vcpus = nodes[2].vcpus = 3;
+    nodes[3].vcpus = 2; /* and the VM has nine */
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 2);
+    nodes[2].usable = false;
+    nodes[2].why_not = "is drained";
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 3); /* none of both: most memory left */
+    nodes[3].vcpus = 3;
+    nodes[1].memory_bytes = 149 * MIB;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 3);
+    nodes[1].memory_bytes = 1000 * MIB;
+    ck_assert_int_eq(mst_plan_mirror(nodes, 4, &m, &p), 1);
 }
 END_TEST
 
@@ -312,6 +363,8 @@ int main(void)
     tcase_add_loop_test(tcase, no_random_cluster_is_ever_overfilled, 0, 200);
     tcase_add_test(tcase, a_protected_vm_takes_two_and_a_quarter_of_its_ram_and_its_areas);
     tcase_add_test(tcase, a_mirror_goes_where_most_memory_is_left_and_not_where_the_vm_is);
+    tcase_add_test(tcase, a_mirror_goes_into_another_rack_when_it_can_and_nowhere_else_when_it_must);
+    tcase_add_test(tcase, a_mirror_goes_where_the_vm_itself_could_run_when_it_can);
     tcase_add_test(tcase, a_mirrored_vm_takes_three_times_its_ram_and_its_image_twice_both_with_a_ring);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);

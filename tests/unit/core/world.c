@@ -306,6 +306,10 @@ static void io_event(void *impl, const struct mst_event *event)
             told = &w->told[i];
     }
     w->mirrors_joined += event->kind == MST_EV_MIRROR_JOINED ? 1 : 0;
+    w->mirrors_refused += event->kind == MST_EV_MIRROR_REFUSED ? 1 : 0;
+    if (strncmp(mst_event_name(event->kind), "mirror.", 7) == 0)
+        snprintf(w->mirror_event, sizeof(w->mirror_event), "%s %s %s", mst_event_name(event->kind),
+                 event->node ? event->node : "-", event->text ? event->text : "");
     w->mirrors_left += event->kind == MST_EV_MIRROR_LEFT ? 1 : 0;
     w->mirrors_used += event->kind == MST_EV_MIRROR_USED ? 1 : 0;
     if (!told)

@@ -139,9 +139,10 @@ struct world {
         char vm[MST_NAME_BYTES];
         uint64_t epoch, seq;
     } acked[64];
-    char breach[200];                                    /* of a rule of mirrors: the first */
-    bool breach_is_told;                                 /* not a failure by itself: a planted bug is being looked for */
-    unsigned mirrors_joined, mirrors_left, mirrors_used; /* by the timeline */
+    char breach[200];    /* of a rule of mirrors: the first */
+    bool breach_is_told; /* not a failure by itself: a planted bug is being looked for */
+    unsigned mirrors_joined, mirrors_left, mirrors_used, mirrors_refused; /* by the timeline */
+    char mirror_event[2 * MST_TEXT_BYTES];                                /* the last of these: name, node, text */
 };
 
 struct world *world_new(unsigned nodes); /* n1, n2, ...: 768 MiB, 8 vCPUs, a fence device each; all join */

@@ -45,7 +45,9 @@ START_TEST(a_definition_keeps_what_planning_needs_and_the_whole_message)
     char *names[] = {(char *)"n2"};
 
     m.has_protect = 1;
-    m.protect = MAINSTAY__PROTECT__PROTECT_LOCAL;
+    m.protect = MAINSTAY__PROTECT__PROTECT_MIRROR;
+    m.has_mirror_apart = 1;
+    m.mirror_apart = MAINSTAY__MIRROR_APART__MIRROR_APART_RACK;
     m.has_on_vm_fault = 1;
     m.on_vm_fault = MAINSTAY__ON_FAULT__ON_FAULT_RESUME_ELSEWHERE;
     m.allowed_nodes = names;
@@ -54,7 +56,8 @@ START_TEST(a_definition_keeps_what_planning_needs_and_the_whole_message)
     ck_assert_str_eq(def.name, "web01");
     ck_assert_uint_eq(def.vcpus, 1); /* default */
     ck_assert_uint_eq(def.priority, 10);
-    ck_assert_uint_eq(def.protect, MST_PROTECT_LOCAL);
+    ck_assert_uint_eq(def.protect, MST_PROTECT_MIRROR);
+    ck_assert_uint_eq(def.mirror_apart, MST_MIRROR_APART_RACK);
     ck_assert_uint_eq(def.on_vm_fault, MST_ON_FAULT_RESUME_ELSEWHERE);
     ck_assert_uint_eq(def.allowed_count, 1);
     ck_assert_uint_eq(def.allowed[0], 11);

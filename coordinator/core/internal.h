@@ -189,10 +189,11 @@ struct vm {
     uint64_t running_ms;                    /* since when it runs under this grant, as far as we saw; 0: not */
     uint64_t own_save_epoch;                /* a save taken under this epoch was seen */
     struct mirror mirrors[MST_MIRRORS_MAX];
-    uint64_t mirror_next_ms; /* no new one is chosen before */
-    uint32_t mirror_tries;   /* that came to nothing, in a row */
-    uint64_t mirror_avoid;   /* bit per node index: where they were */
-    uint64_t exposed_ms;     /* since when nobody has its checkpoints, 0: somebody has, or it does not run */
+    uint64_t mirror_next_ms;    /* no new one is chosen before */
+    uint32_t mirror_tries;      /* that came to nothing, in a row */
+    uint64_t mirror_avoid;      /* bit per node index: where they were */
+    uint64_t exposed_ms;        /* since when nobody has its checkpoints, 0: somebody has, or it does not run; */
+    uint64_t exposed_before_ms; /* and for so long before: in an earlier run of the coordinator, or of the VM */
     char mirror_why[MST_TEXT_BYTES];
     uint64_t refused_ms, refused_epoch; /* when it was told of that nobody can take its image */
 };

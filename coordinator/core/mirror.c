@@ -274,34 +274,70 @@ static bool row_to_write(const struct mst_core *core, const struct vm *vm, const
     return m->instance != 0 && node >= 0 && core->nodes[node].link != 0 && core->nodes[node].instance == m->instance;
 }
 
-bool mirrors_step(struct mst_core *core)
+/* Stages what is to be said of the VM's mirrors. *ret_protected: whether somebody counts then. */
+static unsigned stage_mirrors(struct mst_core *core, int index, bool begin, bool *ret_protected)
 {
+    const struct vm *vm = &core->vms[index];
     unsigned count = 0;
 
-    for (unsigned i = 0; i < core->vms_end; i++) {
-        const struct vm *vm = &core->vms[i];
+    *ret_protected = false;
+    for (unsigned n = 0; n < MST_MIRRORS_MAX; n++) {
+        const struct mirror *m = &vm->mirrors[n];
+        struct mst_mirror_row *row;
 
-        for (unsigned n = 0; settled(vm) && n < MST_MIRRORS_MAX && count < MST_VMS_PER_NODE; n++) {
-            const struct mirror *m = &vm->mirrors[n];
-            struct mst_mirror_row *row;
-
-            if (!row_to_write(core, vm, m))
-                continue;
-            if (count++ == 0)
-                txn_begin(core);
-            row = txn_mirror(core, (int)i, n);
-            row->epoch = m->epoch;
-            row->node_id = m->node_id;
-            row->instance = m->instance;
-            row->log_id = m->log_id;
-            row->counts = m->state != MIRROR_FAILED;
-            row->since_wall_ms = core->now.wall_ms;
+        if (!row_to_write(core, vm, m)) {
+            *ret_protected |= protects(m);
+            continue;
         }
+        if (count++ == 0 && begin)
+            txn_begin(core);
+        row = txn_mirror(core, index, n);
+        row->epoch = m->epoch;
+        row->node_id = m->node_id;
+        row->instance = m->instance;
+        row->log_id = m->log_id;
+        row->counts = m->state != MIRROR_FAILED;
+        row->since_wall_ms = core->now.wall_ms;
+        *ret_protected |= row->counts;
     }
-    if (count > 0)
-        txn_submit(core, "%u mirrors count now, or no more", count);
-    return count > 0;
+    return count;
 }
+
+/* Since when nobody has its checkpoints is durable too: the time goes on when another coordinator takes over. */
+static bool stage_exposed(struct mst_core *core, int index, bool begin, bool protected_then)
+{
+    const struct vm *vm = &core->vms[index];
+    bool exposed = !protected_then && vm->def.protect == MST_PROTECT_MIRROR;
+    uint64_t age_ms = vm->exposed_ms != 0 ? core->now_ms - vm->exposed_ms : 0;
+
+    if (exposed == (vm->d.exposed_wall_ms != 0))
+        return false;
+    if (begin)
+        txn_begin(core);
+    txn_vm(core, index)->exposed_wall_ms = exposed ? MAX_OF(core->now.wall_ms - MIN_OF(age_ms, core->now.wall_ms), 1) : 0;
+    return true;
+}
+
+bool mirrors_step(struct mst_core *core)
+{
+    unsigned mirrors = 0;
+    unsigned vms = 0;
+
+    for (unsigned i = 0; i < core->vms_end && mirrors + vms < MST_VMS_PER_NODE; i++) {
+        bool protected_then;
+
+        if (!settled(&core->vms[i]))
+            continue;
+        mirrors += stage_mirrors(core, (int)i, mirrors + vms == 0, &protected_then);
+        vms += stage_exposed(core, (int)i, mirrors + vms == 0, protected_then) ? 1 : 0;
+    }
+    if (mirrors > 0)
+        txn_submit(core, "%u mirrors count now, or no more", mirrors);
+    else if (vms > 0)
+        txn_submit(core, "%u VMs are exposed", vms);
+    return mirrors + vms > 0;
+}
+static_assert(2 * MST_VMS_PER_NODE + MST_MIRRORS_MAX + 2 <= MST_TXN_ROWS, "one VM more than the limit, and the meta row");
 
 /* --- orders --- */
 
@@ -527,14 +563,17 @@ static void choose(struct mst_core *core, struct vm *vm, struct mirror *m, unsig
 
 static void note_exposed(const struct mst_core *core, struct vm *vm)
 {
-    bool protected_now = false;
+    bool exposed = vm->d.phase == MST_VM_RUNNING && vm->def.protect == MST_PROTECT_MIRROR;
 
     for (unsigned n = 0; n < MST_MIRRORS_MAX; n++)
-        protected_now |= protects(&vm->mirrors[n]);
-    if (protected_now || vm->d.phase != MST_VM_RUNNING || vm->def.protect != MST_PROTECT_MIRROR)
+        exposed &= !protects(&vm->mirrors[n]);
+    if (!exposed)
         vm->exposed_ms = 0;
-    else if (vm->exposed_ms == 0)
-        vm->exposed_ms = MAX_OF(core->now_ms, 1);
+    if (!exposed || vm->exposed_ms != 0)
+        return;
+    vm->exposed_ms = MAX_OF(core->now_ms, 1);
+    vm->exposed_before_ms =
+        vm->d.exposed_wall_ms != 0 && core->now.wall_ms > vm->d.exposed_wall_ms ? core->now.wall_ms - vm->d.exposed_wall_ms : 0;
 }
 
 void mirrors_effects(struct mst_core *core, int index)
@@ -619,6 +658,6 @@ void mirrors_look(const struct mst_core *core, const struct vm *vm, struct mst_v
             mirror_look(core, vm, &vm->mirrors[n], &ret->mirrors[ret->mirrors_count++]);
     }
     ret->exposed = vm->exposed_ms != 0;
-    ret->exposed_ms = ret->exposed ? core->now_ms - vm->exposed_ms : 0;
+    ret->exposed_ms = ret->exposed ? core->now_ms - vm->exposed_ms + vm->exposed_before_ms : 0;
     say(core, vm, ret);
 }

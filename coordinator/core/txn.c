@@ -275,6 +275,8 @@ static int apply_vm(struct mst_core *core, const struct mst_vm_row *row, bool li
         vm->used = true;
     }
     vm->d = *row;
+    if (row->phase == MST_VM_STOPPED) /* its next life begins its own exposure; no row is written for this alone */
+        vm->d.exposed_wall_ms = 0;
     runs = vm->d.phase == MST_VM_RUNNING;
     if (!runs)
         vm->running_ms = 0;

@@ -742,6 +742,88 @@ START_TEST(a_restarted_coordinator_takes_up_a_mirror_that_is_being_seeded)
 }
 END_TEST
 
+START_TEST(how_long_a_vm_has_been_exposed_survives_the_coordinator)
+{
+    struct world *w = mirrored_vm(2);
+
+    w->nodes[1].mirror_err = -ENOSPC;
+    ck_assert(!look(w).exposed);
+    world_run(w, 7000);
+    w->nodes[0].logs[0].phase = MST_MIRROR_FAILED; /* told within a second */
+    world_run(w, 10000);
+    ck_assert_uint_ge(look(w).exposed_ms, 9000);
+    ck_assert_uint_le(look(w).exposed_ms, 10000);
+    for (unsigned i = 0; i < 2; i++) {
+        world_restart(w);
+        world_run(w, 5000);
+    }
+    ck_assert_uint_ge(look(w).exposed_ms, 19000);
+    ck_assert_uint_le(look(w).exposed_ms, 21000);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, look(w).exposed_ms < 20000 ? "exposed for 19." : "exposed for 20."));
+    w->nodes[1].mirror_err = 0;
+    ck_assert(world_until(w, 31000, is_mirrored, VM));
+    world_restart(w);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert(!look(w).exposed);
+    w->nodes[1].mirror_err = -ENOSPC; /* and the next time begins anew */
+    w->nodes[0].logs[0].phase = w->nodes[0].logs[1].phase = MST_MIRROR_FAILED;
+    world_run(w, 2000);
+    ck_assert(look(w).exposed);
+    ck_assert_uint_le(look(w).exposed_ms, 2000);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_store_that_refuses_for_a_while_does_not_shorten_the_exposure)
+{
+    struct world *w = mirrored_vm(2);
+
+    w->nodes[1].mirror_err = -ENOSPC;
+    w->commit_err = -ENOSPC;
+    w->nodes[0].logs[0].phase = MST_MIRROR_FAILED;
+    world_run(w, 9000);
+    w->commit_err = 0;
+    world_run(w, 6000);
+    ck_assert_uint_ge(look(w).exposed_ms, 14000);
+    world_restart(w);
+    world_run(w, 1000);
+    ck_assert_uint_ge(look(w).exposed_ms, 15000);
+    ck_assert_uint_le(look(w).exposed_ms, 17000);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_vm_that_never_had_a_mirror_is_exposed_since_it_runs_and_anew_when_it_was_stopped)
+{
+    struct world *w = world_new(1);
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_run(w, 4000);
+    world_restart(w);
+    world_run(w, 2000);
+    ck_assert_uint_ge(look(w).exposed_ms, 6000);
+    ck_assert_uint_le(look(w).exposed_ms, 7000);
+    world_vm_die(w, 0, VM); /* its data is no safer for that */
+    ck_assert(world_until(w, 10000, recovery_closed, NULL));
+    ck_assert_int_eq(world_phase(w, VM), MST_VM_RUNNING);
+    ck_assert_uint_ge(look(w).exposed_ms, 6000);
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, VM, NULL), 0);
+    ck_assert(!look(w).exposed);
+    world_restart(w);
+    world_run(w, 2000);
+    world_start_vm(w, VM, "n1");
+    world_run(w, 1000);
+    ck_assert_uint_le(look(w).exposed_ms, 2000);
+    world_restart(w);
+    world_run(w, 1000);
+    ck_assert_uint_ge(look(w).exposed_ms, 2000);
+    ck_assert_uint_le(look(w).exposed_ms, 3000);
+    world_free(w);
+}
+END_TEST
+
 /* The coordinator dies after its n-th transaction, from the start of the VM on. */
 START_TEST(mirroring_and_takeover_survive_a_crash_after_any_transaction)
 {
@@ -939,6 +1021,9 @@ int main(void)
     tcase_add_test(tcase, a_drained_node_moves_its_mirrored_vm_alive);
     tcase_add_test(tcase, a_restarted_coordinator_takes_up_its_mirrors);
     tcase_add_test(tcase, a_restarted_coordinator_takes_up_a_mirror_that_is_being_seeded);
+    tcase_add_test(tcase, how_long_a_vm_has_been_exposed_survives_the_coordinator);
+    tcase_add_test(tcase, a_store_that_refuses_for_a_while_does_not_shorten_the_exposure);
+    tcase_add_test(tcase, a_vm_that_never_had_a_mirror_is_exposed_since_it_runs_and_anew_when_it_was_stopped);
     tcase_add_loop_test(tcase, mirroring_and_takeover_survive_a_crash_after_any_transaction, 0, 40);
     tcase_add_loop_test(tcase, a_planted_bug_breaches_its_rule_and_nothing_does_without_it, 0, PLANTED);
     suite_add_tcase(suite, tcase);

@@ -23,6 +23,8 @@
     X(MIRROR_JOINED, "mirror.joined",                                                                                            \
       "coordinator: node counts as a mirror of (vm, epoch), durably; text: when it is in the VM's own rack")                     \
     X(MIRROR_LEFT, "mirror.left", "coordinator: it counts no more, durably; text says why")                                      \
+    X(MIRROR_MOVES, "mirror.moves",                                                                                              \
+      "coordinator: the mirror of (vm, epoch) on node is to be replaced; text says why, and by whom")                            \
     X(MIRROR_REFUSED, "mirror.refused",                                                                                          \
       "coordinator: no node can take the image of (vm, epoch); text says why, with the numbers")                                 \
     X(MIRROR_USED, "mirror.used", "coordinator: vm is resumed from the image on node, of epoch and seq, durably")                \

@@ -102,6 +102,7 @@ struct mst_coordinator_conf {
     uint32_t node_starts_max, node_starts_window_ms; /* defaults 4 keeper starts, within 120000: then no new VMs for as long */
     uint32_t fences_max, starts_max; /* defaults 2 power fences at a time, 8 orders to start under way to one node */
     uint32_t mass_loss_percent;      /* default 50: more than so many lost at once, and nothing is fenced; 100: never */
+    uint32_t mirror_lag_ms;          /* default 10000: a mirror that lets checkpoints wait for longer is replaced; 0: never */
     uint32_t lease_ms;               /* default 30000, more when keeper_silent_ms is long; 0: no leases */
     uint32_t fence_timeout_ms;       /* default 30000: a fence agent that takes longer is killed and retried */
     struct mst_member_conf *nodes;

@@ -6,9 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define REQUIRED CYAML_FLAG_POINTER
-#define LEASE_MS 30000u /* outlasts what a network takes to find itself anew */
-#define OPTIONAL (CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL)
+#define REQUIRED          CYAML_FLAG_POINTER
+#define MIRROR_LAG_MS_MIN 4000u
+#define LEASE_MS          30000u /* outlasts what a network takes to find itself anew */
+#define OPTIONAL          (CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL)
 
 static const cyaml_schema_field_t fence_fields[] = {
     CYAML_FIELD_STRING_PTR("agent", REQUIRED, struct mst_fence_conf, agent, 0, CYAML_UNLIMITED),
@@ -75,6 +76,7 @@ static const cyaml_schema_field_t coordinator_fields[] = {
     CYAML_FIELD_UINT("fences-max", CYAML_FLAG_OPTIONAL, struct mst_coordinator_conf, fences_max),
     CYAML_FIELD_UINT("starts-max", CYAML_FLAG_OPTIONAL, struct mst_coordinator_conf, starts_max),
     CYAML_FIELD_UINT("mass-loss-percent", CYAML_FLAG_OPTIONAL, struct mst_coordinator_conf, mass_loss_percent),
+    CYAML_FIELD_UINT("mirror-lag-ms", CYAML_FLAG_OPTIONAL, struct mst_coordinator_conf, mirror_lag_ms),
     CYAML_FIELD_SEQUENCE("nodes", CYAML_FLAG_POINTER, struct mst_coordinator_conf, nodes, &member_schema, 1, MST_NODES_MAX),
     CYAML_FIELD_END,
 };
@@ -107,6 +109,7 @@ static const struct mst_rule rules[] = {
     {"fences-max", MST_RULE_NUMBER, 1, MST_NODES_MAX, NULL},
     {"starts-max", MST_RULE_NUMBER, 1, MST_VMS_PER_NODE, NULL},
     {"mass-loss-percent", MST_RULE_NUMBER, 1, 100, NULL},
+    {"mirror-lag-ms", MST_RULE_NUMBER, 0, 600000, NULL},
     {"nodes[].name", MST_RULE_NAME, 0, 0, NULL},
     {"nodes[].id", MST_RULE_NUMBER, 1, MST_NODE_ID_MAX, NULL},
     {"nodes[].address", MST_RULE_ADDRESS, 0, 0, NULL},
@@ -265,6 +268,10 @@ static int check(const struct mst_yaml *yaml, const struct mst_coordinator_conf 
         r = check_silent(yaml, conf, "keeper-silent-ms", conf->keeper_silent_ms, why);
     if (r == 0)
         r = check_lease(yaml, conf, why);
+    if (r == 0 && conf->mirror_lag_ms != 0 && conf->mirror_lag_ms < MIRROR_LAG_MS_MIN)
+        r = mst_yaml_refuse(yaml, why, "mirror-lag-ms",
+                            "%u is too short, as mirrors are told of once a second; allowed are 0 and %u..600000",
+                            conf->mirror_lag_ms, MIRROR_LAG_MS_MIN);
     if (r == 0)
         r = check_store(yaml, conf, why);
     if (r == 0)
@@ -339,6 +346,7 @@ static int fill(const struct mst_yaml *yaml, struct mst_coordinator_conf *conf)
     default_number(yaml, "fences-max", &conf->fences_max, 2);
     default_number(yaml, "starts-max", &conf->starts_max, 8);
     default_number(yaml, "mass-loss-percent", &conf->mass_loss_percent, 50);
+    default_number(yaml, "mirror-lag-ms", &conf->mirror_lag_ms, 10000);
     lease_ms = lease_needs_ms(conf) > LEASE_MS ? lease_needs_ms(conf) : LEASE_MS;
     default_number(yaml, "lease-ms", &conf->lease_ms, lease_ms > MST_LEASE_MS_MAX ? 0 : (uint32_t)lease_ms);
     for (unsigned i = 0; i < conf->nodes_count && r == 0; i++) {

@@ -71,7 +71,12 @@
 #define MIRRORS_WANTED        1u     /* of each VM under protect mirror */
 #define MIRROR_RETRY_MIN_MS   1000u
 #define MIRROR_RETRY_MAX_MS   30000u
-#define MIRROR_TELL_MS        60000u /* that nobody can take an image is told of so often, with other numbers */
+#define MIRROR_MOVES_MAX      2u       /* mirrors that are being replaced by others at a time: each seed is the memory of a VM */
+#define MIRROR_SETTLED_MS     60000u   /* so long one has counted before a better one is looked for */
+#define MIRROR_CALM_MS        1920000u /* so long without one, and the next replacement is the first again */
+#define MIRROR_LOOK_MS        5000u    /* and so often it is */
+#define MIRROR_LAG_HOLD_MS    10000u   /* so long at least one lags before it is replaced */
+#define MIRROR_TELL_MS        60000u   /* that nobody can take an image is told of so often, with other numbers */
 
 #define MAX_OF(a, b) ((a) > (b) ? (a) : (b))
 #define MIN_OF(a, b) ((a) < (b) ? (a) : (b))
@@ -174,6 +179,10 @@ struct mirror {
     uint64_t retry_ms;
     /* as its source told last */
     uint64_t acked_seq, sent_seq, acked_age_ms, told_ms;
+    uint64_t sure_ms;             /* since when it is sure, in this run */
+    uint64_t waits_seq, waits_ms; /* a checkpoint that it has not acknowledged, and since when; seq 0: none */
+    uint64_t lags_ms;             /* since when it lags; 0: it does not */
+    bool retired;                 /* FAILED: because another one has taken its place */
     char text[MST_TEXT_BYTES];
 };
 
@@ -195,6 +204,9 @@ struct vm {
     uint64_t exposed_ms;        /* since when nobody has its checkpoints, 0: somebody has, or it does not run; */
     uint64_t exposed_before_ms; /* and for so long before: in an earlier run of the coordinator, or of the VM */
     char mirror_why[MST_TEXT_BYTES];
+    char move_why[MST_TEXT_BYTES];      /* why its mirror is to be replaced, and what becomes of that; empty: it is not */
+    uint64_t move_next_ms;              /* no better one is looked for before */
+    uint32_t moves;                     /* to better ones, lately */
     uint64_t refused_ms, refused_epoch; /* when it was told of that nobody can take its image */
 };
 
@@ -508,7 +520,8 @@ bool mirrors_step(struct mst_core *core);               /* who counts; true: a t
 void mirror_applied(struct mst_core *core, const struct mst_mirror_row *row);
 void mirrors_hello(struct mst_core *core, unsigned index, const struct mst_hello *hello);
 void mirror_answered(struct mst_core *core, const struct pending *order, const struct mst_answer *answer);
-bool mirror_active(const struct mirror *mirror); /* memory of its node is in use for it, or will be */
+unsigned mirrors_on(const struct mst_core *core, unsigned index); /* that count there, of running VMs */
+bool mirror_active(const struct mirror *mirror);                  /* memory of its node is in use for it, or will be */
 void mirrors_look(const struct mst_core *core, const struct vm *vm, struct mst_vm_look *ret);
 
 /* images.c */

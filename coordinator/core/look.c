@@ -107,6 +107,8 @@ void mst_core_node(const struct mst_core *core, const struct mst_time *now, unsi
         text_set(ret->text, sizeof(ret->text), "%s", node->fence_text);
     else if (ret->state != MST_NODE_DEGRADED && node->d.text[0])
         text_set(ret->text, sizeof(ret->text), "%s", node->d.text);
+    else if (ret->state == MST_NODE_DRAINED && mirrors_on(core, index) > 0)
+        text_set(ret->text, sizeof(ret->text), "is drained; the mirrors of %u VMs are still there", mirrors_on(core, index));
     else if (ret->state != MST_NODE_DEGRADED && !node_usable(core, index, &why))
         text_set(ret->text, sizeof(ret->text), "%s", why);
     else

@@ -18,6 +18,11 @@ uint64_t mst_plan_ring_bytes(uint32_t memory_mib)
     return bytes < RING_MIN ? RING_MIN : bytes > RING_MAX ? RING_MAX : bytes;
 }
 
+uint64_t mst_plan_log_bytes(uint32_t memory_mib)
+{
+    return mst_plan_ring_bytes(memory_mib) + MST_PAGE_BYTES;
+}
+
 uint64_t mst_plan_image_bytes(uint32_t memory_mib)
 {
     /* A VM's own areas less its RAM; the twin of the ring stands for the ring, and a page for the head before it. */
@@ -253,6 +258,18 @@ int mst_plan_mirror(const struct mst_plan_node *nodes, unsigned count, const str
                  mst_plan_racks(mirror->rack, nodes[best].rack) == MST_RACKS_SAME ? ", in the VM's rack" : "");
     ret->node = best;
     return best;
+}
+
+bool mst_plan_log_fits(const struct mst_plan_node *node, uint32_t memory_mib, struct mst_placement *ret)
+{
+    uint64_t need = mst_plan_log_bytes(memory_mib);
+    size_t used = 0;
+
+    if (left_bytes(node) >= need)
+        return true;
+    append(ret->why, sizeof(ret->why), &used, "%s: %" PRIu64 " MiB left, %" PRIu64 " needed for one more log", node->name,
+           left_bytes(node) / MIB, (need + MIB - 1) / MIB);
+    return false;
 }
 
 static bool goes_first(const struct mst_plan_vm *a, const struct mst_plan_vm *b)

@@ -70,6 +70,9 @@ struct mst_plan_mirror { /* a mirror that is looked for */
 int mst_plan_mirror(const struct mst_plan_node *nodes, unsigned count, const struct mst_plan_mirror *mirror,
                     struct mst_placement *ret);
 
+/* Whether the VM's own node has room for the twin of one more log; if not, ret->why says so. */
+bool mst_plan_log_fits(const struct mst_plan_node *node, uint32_t memory_mib, struct mst_placement *ret);
+
 /* nodes_count <= MST_NODES_MAX, vms_count <= MST_VMS_MAX. Inputs are not changed. ret has vms_count entries in the order of vms.
  * Returns the number of VMs placed. */
 unsigned mst_plan_make(const struct mst_plan_node *nodes, unsigned nodes_count, const struct mst_plan_vm *vms, unsigned vms_count,
@@ -82,5 +85,7 @@ uint64_t mst_plan_need_bytes(uint32_t memory_mib, enum mst_protect protect);
 uint64_t mst_plan_image_bytes(uint32_t memory_mib);
 /* The ring of a mirror's log. */
 uint64_t mst_plan_ring_bytes(uint32_t memory_mib);
+/* The log, or its twin. */
+uint64_t mst_plan_log_bytes(uint32_t memory_mib);
 
 #endif

@@ -292,7 +292,8 @@ static bool drain(struct mst_core *core, struct queued_request *q, unsigned inde
         text_set(core->reply_text, sizeof(core->reply_text), "%s is being drained: recovery %" PRIu64 " moves %u VMs",
                  node->conf.name, id, vms);
     } else {
-        text_set(core->reply_text, sizeof(core->reply_text), "%s is drained: no VM is there", node->conf.name);
+        text_set(core->reply_text, sizeof(core->reply_text), "%s is drained: no VM is there%s", node->conf.name,
+                 mirrors_on(core, index) > 0 ? ", its mirrors are replaced" : "");
     }
     txn_submit(core, "node=%s drained, %u VMs to move", node->conf.name, vms);
     return true;

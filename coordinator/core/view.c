@@ -137,6 +137,16 @@ static unsigned images_coming(const struct mst_core *core, unsigned index, uint6
     return count;
 }
 
+/* What a VM takes covers the twin of one log. While its mirror is replaced there are two. */
+static uint64_t more_twins_bytes(const struct vm *vm)
+{
+    unsigned logs = 0;
+
+    for (unsigned n = 0; n < MST_MIRRORS_MAX; n++)
+        logs += vm->mirrors[n].state != MIRROR_IDLE ? 1 : 0;
+    return logs > 1 ? (logs - 1) * mst_plan_log_bytes(vm->def.memory_mib) : 0;
+}
+
 static uint64_t node_image_bytes(const struct mst_core *core, unsigned index)
 {
     const struct node *node = &core->nodes[index];
@@ -158,8 +168,11 @@ uint64_t node_used_bytes(const struct mst_core *core, unsigned index)
     for (unsigned i = 0; i < core->vms_end; i++) {
         const struct vm *vm = &core->vms[i];
 
-        if (vm->used && !vm->d.fenced && vm->d.node_id == node->conf.id && !held_find(node, vm->d.name, vm->d.epoch))
+        if (!vm->used || vm->d.fenced || vm->d.node_id != node->conf.id)
+            continue;
+        if (!held_find(node, vm->d.name, vm->d.epoch))
             used += vm_need_bytes(vm);
+        used += more_twins_bytes(vm);
     }
     return used;
 }

@@ -294,6 +294,7 @@ static void core_conf(const struct mst_coordinator_conf *conf, struct mst_core_c
     ret->starts_max = conf->starts_max;
     ret->mass_loss_percent = conf->mass_loss_percent;
     ret->lease_ms = conf->lease_ms;
+    ret->mirror_lag_ms = conf->mirror_lag_ms;
     ret->nodes_count = conf->nodes_count;
     for (unsigned i = 0; i < conf->nodes_count; i++) {
         struct mst_member *to = &ret->nodes[i];

@@ -146,6 +146,7 @@ START_TEST(coordinator_file_takes_its_defaults)
     ck_assert_uint_eq(conf->fences_max, 2);
     ck_assert_uint_eq(conf->starts_max, 8);
     ck_assert_uint_eq(conf->mass_loss_percent, 50);
+    ck_assert_uint_eq(conf->mirror_lag_ms, 10000);
     ck_assert_uint_eq(conf->lease_ms, 30000);
     ck_assert_uint_eq(conf->nodes[0].watchdog_proof_ms, 0);
     ck_assert_uint_eq(conf->nodes[0].fence->options_count, 0);
@@ -260,12 +261,13 @@ START_TEST(racks_and_what_a_mirror_may_not_share_are_loaded)
     Mainstay__VmDefinition *def;
 
     load_ok(mst_coordinator_conf_load(file_make("c.yaml",
-                                                "cluster: lab\nid: 1\naddress: 10.0.0.1\nnodes:\n"
+                                                "cluster: lab\nid: 1\naddress: 10.0.0.1\nmirror-lag-ms: 0\nnodes:\n"
                                                 "- {name: n1, id: 1, address: 10.0.0.2, rack: Row 3/7}\n"
                                                 "- {name: n2, id: 2, address: 10.0.0.3}\n",
                                                 0),
                                       &conf, &why));
     ck_assert_str_eq(conf->nodes[0].rack, "Row 3/7");
+    ck_assert_uint_eq(conf->mirror_lag_ms, 0);
     ck_assert_ptr_null(conf->nodes[1].rack);
     mst_coordinator_conf_free(conf);
     load_ok(mst_vm_definition_load(

@@ -121,6 +121,8 @@ static const struct bad bads[] = {
     /* coordinator */
     {COORDINATOR, COORD_HEAD "nodes: [{name: n1, id: 1, address: 10.7.0.1, rack: \"\"}]\n",
      "4: nodes[0].rack: '' has 0 bytes, allowed 1..63"},
+    {COORDINATOR, COORD_HEAD "mirror-lag-ms: 3999\n" COORD_NODE,
+     "4: mirror-lag-ms: 3999 is too short, as mirrors are told of once a second; allowed are 0 and 4000..600000"},
     {COORDINATOR, COORD_HEAD "store: {}\n" COORD_NODE, "4: store.etcd: is missing, it has to be given"},
     {COORDINATOR, COORD_HEAD "store: {etcd: {prefix: /a}}\n" COORD_NODE,
      "4: store.etcd.endpoints: is missing, it has to be given"},

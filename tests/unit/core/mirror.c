@@ -824,6 +824,477 @@ START_TEST(a_vm_that_never_had_a_mirror_is_exposed_since_it_runs_and_anew_when_i
 }
 END_TEST
 
+/* --- replaced --- */
+
+static const struct mst_mirror_row *sole_row(const struct world *w, const char *vm)
+{
+    const struct mst_mirror_row *found = NULL;
+
+    for (unsigned n = 0; n < MST_MIRRORS_MAX; n++) {
+        const struct mst_mirror_row *row = world_mirror(w, vm, n);
+
+        if (!row || !row->counts || row->epoch != world_epoch(w, vm))
+            continue;
+        ck_assert_ptr_null(found);
+        found = row;
+    }
+    ck_assert_ptr_nonnull(found);
+    return found;
+}
+
+static unsigned mirrors_of(const struct world *w, const char *vm)
+{
+    struct mst_vm_look l;
+
+    ck_assert(mst_core_vm_by_name(w->core, vm, &l));
+    return l.mirrors_count;
+}
+
+/* Runs for ms with a checkpoint each second, and looks all the time whether it is protected. */
+static void runs_protected(struct world *w, uint32_t ms)
+{
+    static uint64_t seq = 100;
+
+    for (uint32_t i = 0; i < ms; i += 10) {
+        if (i % 1000 == 0)
+            world_checkpoint(w, VM, ++seq);
+        world_run(w, 10);
+        ck_assert_msg(!look(w).exposed, "%s", look(w).protection);
+    }
+}
+
+START_TEST(a_mirror_on_a_drained_node_is_replaced_and_the_vm_is_never_exposed)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned first = mirror_of(w);
+    struct mst_node_look node;
+    struct mst_time t = {.us = w->now_us, .wall_ms = 1};
+    uint64_t log_id = world_mirror(w, VM, 0)->log_id;
+    uint64_t source_used_mib;
+
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    ck_assert_ptr_nonnull(strstr(world_reply_text(w), "its mirrors are replaced"));
+    mst_core_node(w->core, &t, 0, &node);
+    source_used_mib = node.memory_used_mib;
+    ck_assert_uint_eq(first, 1);
+    runs_protected(w, 50);
+    mst_core_node(w->core, &t, 1, &node);
+    ck_assert_str_eq(node.text, "is drained; the mirrors of 1 VMs are still there");
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "on n2 since"));
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "; n2 is drained: n3 takes its image"));
+    mst_core_node(w->core, &t, 0, &node);
+    ck_assert_uint_eq(node.memory_used_mib, source_used_mib); /* two logs already: the answer came after that was decided */
+    ck_assert_str_eq(w->move_event, "n2 n2 is drained: n3 takes its image");
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR_DROP, VM), 0);
+    runs_protected(w, 5000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 3);
+    ck_assert_uint_ne(sole_row(w, VM)->log_id, log_id);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR_DROP, VM), 1);
+    ck_assert_uint_eq(mirrors_of(w, VM), 1);
+    ck_assert(!image_there(w, 1, 1));
+    ck_assert_ptr_null(strstr(look(w).protection, "drained"));
+    ck_assert_str_eq(w->mirror_event, "mirror.left n2 replaced: n2 is drained: n3 takes its image");
+    mst_core_node(w->core, &t, 1, &node);
+    ck_assert_str_eq(node.text, "is drained");
+    mst_core_node(w->core, &t, 0, &node);
+    ck_assert_uint_eq(node.memory_used_mib, source_used_mib - 2); /* one log again */
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 2);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_mirror_on_a_drained_node_stays_when_nobody_else_has_room_and_goes_when_somebody_has)
+{
+    struct world *w = mirrored_vm(3);
+
+    w->nodes[2].hello.memory_mib = 30;
+    world_cut(w, 2, true);
+    world_cut(w, 2, false);
+    world_run(w, 16000); /* it was away a moment ago */
+    ck_assert_uint_eq(mirror_of(w), 1);
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    runs_protected(w, 5000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 2);
+    ck_assert_ptr_nonnull(strstr(look(w).protection,
+                                 "; n2 is drained, and nobody else can take its image: n1: has it already; n2: has it "
+                                 "already; n3: 30 MiB left, 39 needed"));
+    w->nodes[2].hello.memory_mib = 768;
+    world_cut(w, 2, true);
+    world_cut(w, 2, false);
+    runs_protected(w, 8000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 3);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_mirror_on_a_failing_node_is_replaced_by_one_on_an_allowed_node)
+{
+    struct world *w = world_new(5);
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    def.allowed_count = 3;
+    def.allowed[0] = 1;
+    def.allowed[1] = 2;
+    def.allowed[2] = 5;
+    w->nodes[1].hello.memory_mib = 1024;
+    world_restart(w);
+    world_run(w, 1500);
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_uint_eq(mirror_of(w), 1);
+    world_report(w, MST_FAULT_PROCESSOR, 1, NULL);
+    runs_protected(w, 5000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 5);
+    ck_assert_str_eq(w->move_event, "n2 n2 is failing: n5 takes its image");
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_source_without_room_for_a_second_log_keeps_its_mirror_and_says_so)
+{
+    struct world *w = world_new(3);
+    struct mst_definition def = world_mirror_def(VM, 16);
+    struct mst_node_look node;
+    struct mst_time t = {.us = w->now_us, .wall_ms = 1};
+
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    mst_core_node(w->core, &t, 0, &node);
+    w->nodes[0].hello.memory_mib = (uint32_t)node.memory_used_mib + 2; /* one more log takes two, and a page */
+    world_cut(w, 0, true);
+    world_cut(w, 0, false);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    runs_protected(w, 3000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 2);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "n1: 1 MiB left, 3 needed for one more log"));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_replacement_that_fails_leaves_the_mirror_that_is_there)
+{
+    struct world *w = mirrored_vm(3);
+
+    w->nodes[2].mirror_err = -ENOSPC;
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    runs_protected(w, 20000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 2);
+    ck_assert_uint_le(world_orders(w, MST_ORDER_MIRROR, VM), 7);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "n2 is drained; n3 does not take its image"));
+    w->nodes[2].mirror_err = 0;
+    w->nodes[2].image_stuck = true; /* it is seeded, and fails then */
+    runs_protected(w, 40000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 2);
+    ck_assert_uint_eq(mirrors_of(w, VM), 2);
+    for (unsigned i = 0; i < 8; i++) {
+        if (w->nodes[0].logs[i].vm[0] && w->nodes[0].logs[i].node == 2)
+            w->nodes[0].logs[i].phase = MST_MIRROR_FAILED;
+    }
+    w->nodes[2].image_stuck = false;
+    runs_protected(w, 40000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 3);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(no_more_than_two_mirrors_are_replaced_at_a_time)
+{
+    struct world *w = world_new(3);
+    unsigned most = 0;
+
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n3", NULL), 0);
+    for (unsigned i = 0; i < 5; i++) {
+        char name[8];
+        struct mst_definition def;
+
+        snprintf(name, sizeof(name), "vm%u", i);
+        def = world_mirror_def(name, 16);
+        world_define(w, &def);
+        world_start_vm(w, name, "n1");
+        world_checkpoint(w, name, 7);
+        ck_assert(world_until(w, 5000, is_mirrored, name));
+        ck_assert_uint_eq(world_mirror(w, name, 0)->node_id, 2);
+    }
+    ck_assert_int_eq(world_request(w, MST_REQ_UNDRAIN, "n3", NULL), 0);
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    for (unsigned t = 0; t < 2000; t++) {
+        unsigned two = 0, waiting = 0;
+
+        for (unsigned i = 0; i < 5; i++) {
+            struct mst_vm_look l;
+            char name[8];
+
+            snprintf(name, sizeof(name), "vm%u", i);
+            ck_assert(mst_core_vm_by_name(w->core, name, &l));
+            ck_assert(!l.exposed);
+            two +=
+                l.mirrors_count > 1 && strcmp(l.mirrors[0].state, "leaving") != 0 && strcmp(l.mirrors[1].state, "leaving") != 0;
+            waiting += strstr(l.protection, "n2 is drained: waits, 2 of 2 mirrors are being replaced") ? 1 : 0;
+        }
+        ck_assert_uint_le(two, 2);
+        if (t == 10)
+            ck_assert_uint_eq(waiting, 3);
+        most = two > most ? two : most;
+        world_run(w, 10);
+    }
+    ck_assert_uint_eq(most, 2);
+    for (unsigned i = 0; i < 5; i++) {
+        char name[8];
+
+        snprintf(name, sizeof(name), "vm%u", i);
+        ck_assert_uint_eq(sole_row(w, name)->node_id, 3);
+    }
+    ck_assert_uint_eq(w->mirrors_moved, 5);
+    world_free(w);
+}
+END_TEST
+
+/* Undrained while its mirror is being replaced: one of the two stays. */
+START_TEST(a_drain_that_is_called_off_leaves_one_mirror)
+{
+    struct world *w = mirrored_vm(3);
+
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    runs_protected(w, 100);
+    ck_assert_int_eq(world_request(w, MST_REQ_UNDRAIN, "n2", NULL), 0);
+    runs_protected(w, 10000);
+    (void)sole_row(w, VM);
+    ck_assert_uint_eq(mirrors_of(w, VM), 1);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 2);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_takeover_while_a_mirror_is_replaced_loses_nothing)
+{
+    struct world *w = mirrored_vm(4);
+
+    w->nodes[2].ack_takes_ms = w->nodes[3].ack_takes_ms = 300; /* the new one is behind the old one */
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    world_run(w, 10 * (unsigned)_i);
+    world_checkpoint(w, VM, 8);
+    world_run(w, 20 * (unsigned)_i);
+    world_checkpoint(w, VM, 9);
+    world_run(w, 30);
+    power_off(w, 0);
+    ck_assert(world_until(w, 20000, runs_somewhere, VM)); /* world_mirror.c looks that nothing is undone */
+    ck_assert_uint_eq(world_epoch(w, VM), 2);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_replacement_survives_a_crash_after_any_transaction)
+{
+    struct world *w = mirrored_vm(3);
+
+    w->crash_delivers = _i % 2;
+    w->crash_at = w->commits + 1 + (unsigned)_i / 2;
+    (void)world_ask(w, MST_REQ_DRAIN, "n2", NULL);
+    world_run(w, 3000);
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    world_checkpoint(w, VM, 30);
+    world_run(w, 15000);
+    ck_assert(w->crash_at == 0);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 3);
+    ck_assert_uint_eq(mirrors_of(w, VM), 1);
+    ck_assert(!image_there(w, 1, 1));
+    ck_assert(!look(w).exposed);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_mirror_in_the_vms_rack_is_replaced_when_another_rack_has_room_but_not_at_once)
+{
+    struct world *w = racked(3, "aab");
+
+    w->nodes[2].hello.memory_mib = 30;
+    world_restart(w);
+    world_run(w, 1500);
+    start_mirrored(w, MST_MIRROR_APART_NODE);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    runs_protected(w, 70000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 2);
+    ck_assert_ptr_nonnull(strstr(look(w).protection,
+                                 "n2 is in the VM's own rack, and nobody else in another rack can take its image: n1: has it "
+                                 "already; n2: has it already; n3: 30 MiB left, 39 needed"));
+    w->nodes[2].hello.memory_mib = 768;
+    world_cut(w, 2, true);
+    world_cut(w, 2, false);
+    runs_protected(w, 8000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 3);
+    ck_assert_str_eq(w->move_event, "n2 n2 is in the VM's own rack: n3 takes its image");
+    world_node_kill(w, 2); /* and when that is lost, another one in the rack is taken at once */
+    world_run(w, 4000);
+    world_checkpoint(w, VM, 100000);
+    ck_assert(world_until(w, 10000, is_mirrored, VM));
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 2);
+    world_node_return(w, 2, true);
+    runs_protected(w, 50000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 2);
+    runs_protected(w, 20000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 3);
+    world_free(w);
+}
+END_TEST
+
+/* --- lag --- */
+
+static struct world *lagging_vm(unsigned nodes)
+{
+    struct world *w = world_new(nodes);
+    struct mst_definition def = world_mirror_def(VM, 16);
+
+    w->conf.mirror_lag_ms = 4000;
+    world_restart(w);
+    world_run(w, 1500);
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_checkpoint(w, VM, 7);
+    ck_assert(world_until(w, 5000, is_mirrored, VM));
+    runs_protected(w, 65000);
+    ck_assert_uint_eq(mirror_of(w), 1);
+    return w;
+}
+
+START_TEST(a_mirror_that_lags_for_long_is_replaced)
+{
+    struct world *w = lagging_vm(3);
+
+    w->nodes[1].ack_takes_ms = 7000; /* it moves, and is never as near as it should be */
+    runs_protected(w, 13000);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 1);
+    runs_protected(w, 12000);
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 3);
+    ck_assert_str_eq(w->move_event, "n2 n2 lags: n3 takes its image");
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_mirror_that_lagged_for_a_moment_stays)
+{
+    struct world *w = lagging_vm(3);
+
+    for (unsigned i = 0; i < 5; i++) {
+        w->nodes[1].ack_takes_ms = 7000;
+        runs_protected(w, 7500);
+        w->nodes[1].ack_takes_ms = 0;
+        runs_protected(w, 3000);
+    }
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 2);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 1);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_vm_that_makes_few_checkpoints_has_no_mirror_that_lags)
+{
+    struct world *w = lagging_vm(3);
+
+    for (unsigned i = 0; i < 4; i++) {
+        world_checkpoint(w, VM, 10000 + i);
+        world_run(w, 60000);
+    }
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 1);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(without_a_bound_nothing_lags)
+{
+    struct world *w = mirrored_vm(3);
+
+    w->nodes[1].ack_takes_ms = 7000;
+    runs_protected(w, 120000);
+    ck_assert_uint_eq(world_orders(w, MST_ORDER_MIRROR, VM), 1);
+    world_free(w);
+}
+END_TEST
+
+static unsigned moved_in(struct world *w, uint32_t minutes, uint32_t ack_takes_ms)
+{
+    unsigned before = w->mirrors_moved;
+    static uint64_t seq = 100000;
+
+    for (unsigned i = 1; i < w->nodes_count; i++)
+        w->nodes[i].ack_takes_ms = ack_takes_ms;
+    for (uint32_t i = 0; i < minutes * 60; i++) {
+        world_checkpoint(w, VM, ++seq);
+        world_run(w, 1000);
+        ck_assert(!look(w).exposed);
+    }
+    return w->mirrors_moved - before;
+}
+
+START_TEST(when_every_mirror_lags_it_is_replaced_less_and_less_often)
+{
+    struct world *w = lagging_vm(4);
+    unsigned moved = moved_in(w, 15, 7000);
+
+    ck_assert_uint_ge(moved, 3);
+    ck_assert_uint_le(moved, 6);
+    ck_assert_uint_eq(moved_in(w, 12, 0), 0);
+    ck_assert_uint_eq(moved_in(w, 10, 7000), 1); /* it is remembered */
+    ck_assert_uint_eq(moved_in(w, 40, 0), 0);
+    ck_assert_uint_ge(moved_in(w, 8, 7000), 3); /* not for ever */
+    world_free(w);
+}
+END_TEST
+
+START_TEST(nobody_moves_to_a_node_that_lags_for_others)
+{
+    struct world *w = lagging_vm(3);
+    struct mst_definition def = world_mirror_def("db", 16);
+
+    world_define(w, &def);
+    w->nodes[1].hello.memory_mib = 40; /* no room for a second one */
+    world_cut(w, 1, true);
+    world_cut(w, 1, false);
+    world_start_vm(w, "db", "n1");
+    world_checkpoint(w, "db", 7);
+    ck_assert(world_until(w, 15000, is_mirrored, "db"));
+    ck_assert_uint_eq(world_mirror(w, "db", 0)->node_id, 3);
+    world_checkpoint(w, VM, 5000);
+    ck_assert(world_until(w, 15000, is_mirrored, VM));
+    w->nodes[1].hello.memory_mib = 768;
+    world_cut(w, 1, true);
+    world_cut(w, 1, false);
+    ck_assert(world_until(w, 15000, is_mirrored, VM));
+    w->nodes[1].ack_takes_ms = w->nodes[2].ack_takes_ms = 7000;
+    for (unsigned i = 0; i < 200; i++) {
+        world_checkpoint(w, "db", 100 + i);
+        runs_protected(w, 1000);
+    }
+    ck_assert_uint_eq(sole_row(w, VM)->node_id, 2);
+    ck_assert_uint_eq(sole_row(w, "db")->node_id, 3);
+    ck_assert_uint_eq(w->mirrors_moved, 0);
+    ck_assert_ptr_nonnull(strstr(look(w).protection, "n2 lags, and nobody else can take its image"));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(while_its_source_is_not_heard_a_mirror_does_not_lag)
+{
+    struct world *w = lagging_vm(3);
+
+    w->conf.keeper_silent_ms = w->conf.keeper_return_ms = 60000;
+    world_restart(w);
+    runs_protected(w, 65000);
+    w->nodes[1].ack_takes_ms = 3000; /* near the bound, and within it */
+    runs_protected(w, 30000);
+    world_cut(w, 0, true);
+    world_run(w, 8000);
+    world_cut(w, 0, false);
+    runs_protected(w, 30000);
+    ck_assert_uint_eq(w->mirrors_moved, 0);
+    world_free(w);
+}
+END_TEST
+
 /* The coordinator dies after its n-th transaction, from the start of the VM on. */
 START_TEST(mirroring_and_takeover_survive_a_crash_after_any_transaction)
 {
@@ -1024,6 +1495,23 @@ int main(void)
     tcase_add_test(tcase, how_long_a_vm_has_been_exposed_survives_the_coordinator);
     tcase_add_test(tcase, a_store_that_refuses_for_a_while_does_not_shorten_the_exposure);
     tcase_add_test(tcase, a_vm_that_never_had_a_mirror_is_exposed_since_it_runs_and_anew_when_it_was_stopped);
+    tcase_add_test(tcase, a_mirror_on_a_drained_node_is_replaced_and_the_vm_is_never_exposed);
+    tcase_add_test(tcase, a_mirror_on_a_drained_node_stays_when_nobody_else_has_room_and_goes_when_somebody_has);
+    tcase_add_test(tcase, a_mirror_on_a_failing_node_is_replaced_by_one_on_an_allowed_node);
+    tcase_add_test(tcase, a_source_without_room_for_a_second_log_keeps_its_mirror_and_says_so);
+    tcase_add_test(tcase, a_replacement_that_fails_leaves_the_mirror_that_is_there);
+    tcase_add_test(tcase, no_more_than_two_mirrors_are_replaced_at_a_time);
+    tcase_add_test(tcase, a_drain_that_is_called_off_leaves_one_mirror);
+    tcase_add_loop_test(tcase, a_takeover_while_a_mirror_is_replaced_loses_nothing, 0, 40);
+    tcase_add_loop_test(tcase, a_replacement_survives_a_crash_after_any_transaction, 0, 6);
+    tcase_add_test(tcase, a_mirror_in_the_vms_rack_is_replaced_when_another_rack_has_room_but_not_at_once);
+    tcase_add_test(tcase, a_mirror_that_lags_for_long_is_replaced);
+    tcase_add_test(tcase, a_mirror_that_lagged_for_a_moment_stays);
+    tcase_add_test(tcase, a_vm_that_makes_few_checkpoints_has_no_mirror_that_lags);
+    tcase_add_test(tcase, without_a_bound_nothing_lags);
+    tcase_add_test(tcase, when_every_mirror_lags_it_is_replaced_less_and_less_often);
+    tcase_add_test(tcase, while_its_source_is_not_heard_a_mirror_does_not_lag);
+    tcase_add_test(tcase, nobody_moves_to_a_node_that_lags_for_others);
     tcase_add_loop_test(tcase, mirroring_and_takeover_survive_a_crash_after_any_transaction, 0, 40);
     tcase_add_loop_test(tcase, a_planted_bug_breaches_its_rule_and_nothing_does_without_it, 0, PLANTED);
     suite_add_tcase(suite, tcase);

@@ -307,6 +307,9 @@ static void io_event(void *impl, const struct mst_event *event)
     }
     w->mirrors_joined += event->kind == MST_EV_MIRROR_JOINED ? 1 : 0;
     w->mirrors_refused += event->kind == MST_EV_MIRROR_REFUSED ? 1 : 0;
+    w->mirrors_moved += event->kind == MST_EV_MIRROR_MOVES ? 1 : 0;
+    if (event->kind == MST_EV_MIRROR_MOVES)
+        snprintf(w->move_event, sizeof(w->move_event), "%s %s", event->node, event->text);
     if (strncmp(mst_event_name(event->kind), "mirror.", 7) == 0)
         snprintf(w->mirror_event, sizeof(w->mirror_event), "%s %s %s", mst_event_name(event->kind),
                  event->node ? event->node : "-", event->text ? event->text : "");

@@ -23,7 +23,8 @@ struct world_vm { /* a slot of a node */
 struct world_log {           /* at a source: one mirror of a VM of its own */
     char vm[MST_NAME_BYTES]; /* empty: free */
     uint64_t epoch, log_id, begun_ms, told_ms, acked_seq;
-    unsigned node; /* where the image is */
+    uint64_t waits_ms; /* since when it has something to acknowledge; 0: it has not */
+    unsigned node;     /* where the image is */
     uint32_t phase;
 };
 
@@ -65,6 +66,7 @@ struct world_node {
     /* Mirrors. As the mirror: what it answers. */
     int mirror_err, revoke_err; /* to OrderMirror, to OrderMirrorRevoke; 0: it does it */
     bool image_stuck;           /* nothing that is sent to it arrives */
+    uint32_t ack_takes_ms;      /* so long it takes for each checkpoint behind the first */
     unsigned images_made;
     struct world_log logs[8]; /* as the source */
 };
@@ -142,7 +144,9 @@ struct world {
     char breach[200];    /* of a rule of mirrors: the first */
     bool breach_is_told; /* not a failure by itself: a planted bug is being looked for */
     unsigned mirrors_joined, mirrors_left, mirrors_used, mirrors_refused; /* by the timeline */
-    char mirror_event[2 * MST_TEXT_BYTES];                                /* the last of these: name, node, text */
+    unsigned mirrors_moved;
+    char move_event[2 * MST_TEXT_BYTES];
+    char mirror_event[2 * MST_TEXT_BYTES]; /* the last of these: name, node, text */
 };
 
 struct world *world_new(unsigned nodes); /* n1, n2, ...: 768 MiB, 8 vCPUs, a fence device each; all join */

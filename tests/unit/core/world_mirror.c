@@ -308,12 +308,31 @@ static void tell(struct world *w, struct world_node *n, struct world_log *log, c
     mst_core_mirror(w->core, &t, n->link, &news);
 }
 
-static struct world_acked acked_now(const struct world_log *log)
+/* The newest that all have for whom their source waits: from joined on, failed ones that count among them. */
+static struct world_acked acked_now(const struct world *w, const struct world_node *n, const struct world_log *log)
 {
     struct world_acked ret = {.epoch = log->epoch, .seq = log->acked_seq};
 
     memcpy(ret.vm, log->vm, sizeof(ret.vm));
+    for (unsigned i = 0; i < 8; i++) {
+        const struct world_log *other = &n->logs[i];
+
+        if (other->vm[0] && strcmp(other->vm, log->vm) == 0 && other->epoch == log->epoch && other->acked_seq < ret.seq &&
+            (other->acked_seq > 0 || stored_counts(w, log->vm, log->epoch, 0, other->log_id)))
+            ret.seq = other->acked_seq;
+    }
     return ret;
+}
+
+static bool ack_due(const struct world *w, const struct world_node *to, struct world_log *log, const struct mst_slot *source)
+{
+    if (source->save_seq <= log->acked_seq || source->save_epoch != log->epoch) {
+        log->waits_ms = 0;
+        return false;
+    }
+    if (log->waits_ms == 0)
+        log->waits_ms = ms_of(w);
+    return ms_of(w) - log->begun_ms >= SEED_MS && (log->acked_seq == 0 || ms_of(w) - log->waits_ms >= to->ack_takes_ms);
 }
 
 static void log_turn(struct world *w, struct world_node *n, struct world_log *log)
@@ -334,13 +353,13 @@ static void log_turn(struct world *w, struct world_node *n, struct world_log *lo
         tell(w, n, log, source, "its link has ended");
         return;
     }
-    if (log->phase != MST_MIRROR_FAILED && !to->image_stuck && !to->frozen && source->save_seq > log->acked_seq &&
-        ms_of(w) - log->begun_ms >= SEED_MS && source->save_epoch == log->epoch) {
+    if (log->phase != MST_MIRROR_FAILED && !to->image_stuck && !to->frozen && ack_due(w, to, log, source)) {
         image->image_state = MST_SLOT_IMAGE_MIRRORING;
         image->save_seq = log->acked_seq = source->save_seq;
         image->save_epoch = log->epoch;
+        log->waits_ms = 0;
         if (stored_counts(w, log->vm, log->epoch, 0, log->log_id))
-            *acked_of(w, log->vm) = acked_now(log);
+            *acked_of(w, log->vm) = acked_now(w, n, log);
         if (log->phase == MST_MIRROR_SEEDING) {
             log->phase = MST_MIRROR_JOINED;
             said = true;

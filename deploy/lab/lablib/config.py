@@ -16,7 +16,7 @@ node: {name}
 id: {index}
 address: {address}
 port: {port}
-rack: r1
+rack: r{index}
 coordinators:
 {coordinators}
 main-storage: /dev/shm/mainstay

@@ -11,8 +11,8 @@
  *
  *   REPORTED --> READING --> FENCING --> READING2 --> PLANNING --> COMMITTING --> RESUMING --> DONE
  *      |            |          ^  ^                    |   ^                        |
- *      |            +-> SAVING-+  |                    |   +---- HELD <-------------+ (nobody has room, starts failed, or
- *      |           (live move)    |                    |                            |  its save is away: then READING2 again)
+ *      |            +-> SAVING-+  |                    |   +---- HELD <-------------+ (nobody has room, starts failed, or its save is
+ *      |           (live move)    |                    |                            |  away, or became so: then READING2 again)
  *      |                          +--------------------|----------------------------+ (a start failed: its grant is fenced first)
  *      +--> RESTARTING --> DONE    (agent)             +--> DONE, HELD
  *
@@ -27,8 +27,8 @@ const struct mst_state rec_states[MST_REC_STATES] = {
     [MST_REC_SAVING] = {"saving", MST_TO(MST_REC_FENCING) | MST_TO(MST_REC_HELD) | MST_TO(MST_REC_DONE)},
     [MST_REC_FENCING] = {"fencing", MST_TO(MST_REC_READING2) | MST_TO(MST_REC_HELD) | MST_TO(MST_REC_DONE)},
     [MST_REC_READING2] = {"reading-final", MST_TO(MST_REC_PLANNING) | MST_TO(MST_REC_FENCING)},
-    [MST_REC_PLANNING] = {"planning",
-                          MST_TO(MST_REC_COMMITTING) | MST_TO(MST_REC_FENCING) | MST_TO(MST_REC_HELD) | MST_TO(MST_REC_DONE)},
+    [MST_REC_PLANNING] = {"planning", MST_TO(MST_REC_READING2) | MST_TO(MST_REC_COMMITTING) | MST_TO(MST_REC_FENCING) |
+                                          MST_TO(MST_REC_HELD) | MST_TO(MST_REC_DONE)},
     [MST_REC_COMMITTING] = {"committing", MST_TO(MST_REC_RESUMING)},
     [MST_REC_RESUMING] = {"resuming", MST_TO(MST_REC_FENCING) | MST_TO(MST_REC_HELD) | MST_TO(MST_REC_DONE)},
     [MST_REC_RESTARTING] = {"restarting-agent", MST_TO(MST_REC_DONE)},

@@ -340,11 +340,36 @@ static void plan(struct mst_core *core, struct rec *rec)
     txn_submit(core, "recovery=%" PRIu64 " plan: %u of %u VMs placed", rec->d.id, granted, count);
 }
 
+/* What was found when it was read cannot be had any more, as with a node that failed while a VM was held: a mirror may have it. -1: all can. */
+static int save_lost(const struct mst_core *core, const struct rec *rec)
+{
+    for (unsigned i = 0; i < rec->vms_count; i++) {
+        const struct vm *vm = rec->vms[i].vm >= 0 ? &core->vms[rec->vms[i].vm] : NULL;
+
+        if (vm && is_pending(rec, i) && vm->d.save.node_id != 0 && save_matters(rec, vm) &&
+            save_fate(core, vm->d.name, &vm->d.save) != SAVE_THERE)
+            return (int)i;
+    }
+    return -1;
+}
+
+static bool read_again(struct mst_core *core, struct rec *rec)
+{
+    int i = save_lost(core, rec);
+
+    if (i < 0)
+        return false;
+    txn_begin(core);
+    txn_move(core, rec, MST_REC_READING2, "the save of %s cannot be had any more", rec->vms[i].d.vm);
+    txn_submit(core, "%s", "");
+    return true;
+}
+
 bool rec_planning(struct mst_core *core, struct rec *rec)
 {
     if (!txn_free(core) || nodes_are_awaited(core))
         return false;
-    if (fence_again(core, rec))
+    if (fence_again(core, rec) || read_again(core, rec))
         return true;
     txn_begin(core);
     plan(core, rec);

@@ -121,7 +121,7 @@ static void taken(struct mst_held_image *held, int r)
     held->look = r > 0;
     if (r > 0 || held->ack.consumed >= held->written || !held->link)
         return;
-    if (mst_now_ms() - held->moved_ms >= HALF_MS)
+    if (held->look_ms >= held->moved_ms + HALF_MS) /* by when the look began: this loop may have stood still since */
         mst_held_image_fail(held, -ETIMEDOUT, "what its source says it has written has not come");
     else
         uv_timer_start(&held->timer, on_look, LOOK_MS, 0);
@@ -176,6 +176,7 @@ static void after(uv_work_t *work, int status)
 static void start(struct mst_held_image *held, enum mst_image_job job)
 {
     held->job = job;
+    held->look_ms = mst_now_ms();
     held->work.data = held;
     held->vm->users++;
     uv_queue_work(held->keeper->loop, &held->work, work, after); /* fails only without a callback */

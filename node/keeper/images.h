@@ -36,6 +36,7 @@ struct mst_held_image {
     bool look, unapplied, ack_owed, revoked;
     uint64_t written;  /* the source says that it has written up to here */
     uint64_t moved_ms; /* when something came last, or this was said first */
+    uint64_t look_ms;  /* when the last job began */
     int err;           /* final: nothing is taken any more */
     uv_timer_t timer;
     bool freeing;

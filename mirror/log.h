@@ -18,10 +18,12 @@
  *
  * What a WRITE leaves behind when its source dies, and what a reader sees while it arrives, is any part of it, in lines of 64 bytes, in any order.
  * So nothing here is taken for there by one of its bytes: a reader takes a private copy of a whole record and compares its sum. */
-#define MST_MLOG_MAGIC      UINT64_C(0x474f4c4d54534e4d) /* "MNSTMLOG" */
-#define MST_MLOG_VERSION    1u
-#define MST_MLOG_RING_OFF   4096u
-#define MST_MLOG_RING_MIN   (64u << 10)
+#define MST_MLOG_MAGIC    UINT64_C(0x474f4c4d54534e4d) /* "MNSTMLOG" */
+#define MST_MLOG_VERSION  1u
+#define MST_MLOG_RING_OFF 4096u
+#ifndef MST_MLOG_RING_MIN /* the simulator sets a smaller one */
+#define MST_MLOG_RING_MIN (64u << 10)
+#endif
 #define MST_MLOG_RING_MAX   (64u << 20)        /* a keeper's loop makes and frees it */
 #define MST_MLOG_RECORD_MAX MST_READ_BYTES_MAX /* one record is at most one WRITE, or two where the ring begins anew */
 #define MST_MLOG_LINE       64u

@@ -44,7 +44,7 @@ static enum save_fate image_fate(const struct mst_core *core, const struct mst_m
     if (!node || memory_gone(node))
         return SAVE_GONE;
     if (node->link == 0)
-        return SAVE_AWAY;
+        return MST_MUTANT(97) ? SAVE_GONE : SAVE_AWAY;
     ret->instance = node->instance;
     if (!look)
         return SAVE_THERE;
@@ -187,7 +187,7 @@ bool image_needed(const struct mst_core *core, const struct node *node, const st
         if (mirror_active(m) && m->node_id == node->conf.id && m->epoch == slot->epoch &&
             (m->log_id == 0 || slot->log_id == 0 || m->log_id == slot->log_id))
             return true;
-        if (vm->d.wanted && image_counts(vm, n) && m->d.node_id == node->conf.id && m->d.epoch == slot->epoch)
+        if (vm->d.wanted && !MST_MUTANT(96) && image_counts(vm, n) && m->d.node_id == node->conf.id && m->d.epoch == slot->epoch)
             return true;
     }
     /* Our own start: its source has not told yet what it is. */

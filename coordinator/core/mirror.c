@@ -379,7 +379,7 @@ static void ask(struct mst_core *core, struct vm *vm, struct mirror *m, unsigned
     struct mst_order order = {.type = MST_ORDER_MIRROR,
                               .definition = &vm->def,
                               .peer = &core->nodes[source].conf,
-                              .peer_instance = core->nodes[source].instance,
+                              .peer_instance = core->nodes[source].instance + (MST_MUTANT(98) ? 1 : 0),
                               .grant.ring_bytes = mst_plan_ring_bytes(vm->def.memory_mib)};
     int node = node_find_id(core, m->node_id);
 
@@ -510,7 +510,10 @@ static void act(struct mst_core *core, struct vm *vm, struct mirror *m, unsigned
         order.grant = m->grant;
         order_to(core, vm, m, &order, source);
         break;
+    case MIRROR_JOINED:
     case MIRROR_COUNTS:
+        if (m->state == MIRROR_JOINED && !MST_MUTANT(99))
+            break;
         order.type = MST_ORDER_MIRROR_SURE;
         order_to(core, vm, m, &order, source);
         break;

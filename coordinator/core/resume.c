@@ -305,7 +305,7 @@ static void grant(struct mst_core *core, struct rec *rec, unsigned i, const stru
         return;
     }
     memset(&vm->save, 0, sizeof(vm->save)); /* from here on whatever was saved before is of another life */
-    vm->image_floor = vm->epoch;
+    vm->image_floor = MST_MUTANT(95) ? vm->image_floor : vm->epoch;
     boot_reason(core, rec, &core->vms[index], why, sizeof(why));
     text_set(row->text, sizeof(row->text), "%.140s; placed: %.100s", why, placed->why);
 }

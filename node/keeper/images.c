@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/mutant.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -58,6 +59,10 @@ static struct mst_held_image *held_new(struct mst_keeper *k, struct mst_vm *vm)
 /* From here on the source has no access, whatever else still has the image in hand. */
 static void log_close(struct mst_held_image *held)
 {
+    if (MST_MUTANT(71)) {
+        held->revoked = true;
+        return;
+    }
     mst_region_free(held->region);
     held->region = NULL;
     held->revoked = true;

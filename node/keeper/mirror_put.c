@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/mutant.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -71,7 +72,8 @@ static int delta_put(struct mst_mirror *m)
         r = mst_msend_page(m->send, page, delta + layout.data_off + m->at * MST_PAGE_BYTES, NULL);
         if (r < 0)
             break;
-        m->from_delta[page / 8] = (uint8_t)(m->from_delta[page / 8] | 1u << page % 8);
+        if (!MST_MUTANT(74))
+            m->from_delta[page / 8] = (uint8_t)(m->from_delta[page / 8] | 1u << page % 8);
     }
     return r < 0 ? r : 0;
 }
@@ -254,7 +256,8 @@ static void write_done(void *arg, int err)
 /* Before the first and before each WRITE: only the present grant's memory goes out, and nothing after a pause (then mst_mirrors_go goes on). */
 static bool may_write(const struct mst_mirror *m)
 {
-    return mst_tenure_settled(m->keeper, NULL) && mst_guard_check(m->keeper->guard, m->vm->name, m->vm->epoch, NULL) == 0;
+    return MST_MUTANT(72) ||
+           (mst_tenure_settled(m->keeper, NULL) && mst_guard_check(m->keeper->guard, m->vm->name, m->vm->epoch, NULL) == 0);
 }
 
 static void writes_post(struct mst_mirror *m)
@@ -390,7 +393,7 @@ void mst_mirror_put_done(struct mst_vm *vm)
     if (!put->open)
         return;
     for (const struct mst_mirror *m = k->mirrors->first; m; m = m->next)
-        if (m->vm == vm && m->pending)
+        if (m->vm == vm && m->pending && !MST_MUTANT(73))
             return;
     if (put->session == mst_agent_session(k) && mst_agent_reply_error(k, put->reply_to, 0, NULL) < 0)
         return; /* mst_mirrors_second: without an answer it would take no checkpoint any more */

@@ -1,6 +1,7 @@
 #include "tests/sim/seam/seam_calls.h"
 #include "tests/sim/world.h"
 
+#include "base/clock.h"
 #include "node/keeper/keeper.h"
 #include "proto/socket.h"
 #include "shm/save.h"
@@ -17,7 +18,8 @@
  *
  * start     AreasCreate -> [Pull] -> Spawn -> load -> run -> VmState, Done; a failure: Kill -> AreasDrop -> Done
  * running   a checkpoint every interval: stage while the guest runs; stop, stage the rest, commit; go on; apply. Each is an event of its own, so that
- *           a death between any two of them is one of the stories
+ *           a death between any two of them is one of the stories. Under protect mirror the keeper is told of it when the guest goes on, and the next
+ *           one waits for its answer
  * again     a new agent takes up what runs, and begins anew what was being started, when that is ordered again */
 
 void *sim_calloc(size_t count, size_t bytes);
@@ -44,7 +46,11 @@ struct avm {
     enum vm_state state;
     char vm[MST_NAME_BYTES];
     uint64_t epoch;
-    bool protect;
+    bool protect, mirror; /* mirror: and its keeper hands them on */
+    uint64_t put_id;      /* CheckpointPut that is open, 0: none */
+    uint64_t put_seq;     /* checkpoint that is committed and not handed on yet, 0: none */
+    bool put_whole, due;  /* due: a checkpoint waits for the answer */
+    bool save_put;        /* what was saved by order is handed on */
     uint32_t interval_ms, memory_mib;
     uint8_t *order; /* packed OrderStart */
     size_t order_bytes;
@@ -280,13 +286,41 @@ static uint64_t put_device(struct avm *vm, const struct sim_task *task)
     return sizeof(moment);
 }
 
-static void committed(struct avm *vm, const struct sim_task *task)
+static void committed(struct avm *vm, const struct sim_task *task, bool whole)
 {
     struct sim_moment moment = {.vm = task->vm_index, .lineage = task->lineage, .tick = task->tick};
 
     if (sim_muted()) /* it was killed meanwhile */
         return;
     oracle_checkpoint(vm->agent->host, vm->vm, vm->epoch, mst_save_seq(vm->writer), &moment, vm->protect);
+    vm->put_seq = vm->mirror ? mst_save_seq(vm->writer) : 0;
+    vm->put_whole = whole;
+}
+
+/* found: an agent before committed it; then the record alone says what is in it. */
+static void put_send(struct avm *vm, bool found)
+{
+    Mainstay__CheckpointPut body = MAINSTAY__CHECKPOINT_PUT__INIT;
+    mst_envelope env = MST_MSG(CHECKPOINT_PUT, checkpoint_put, &body);
+    uint32_t table_crc32c = 0, pages;
+
+    if (!vm->mirror || !vm->writer || (!found && vm->put_seq == 0))
+        return;
+    pages = mst_save_delta(vm->writer, &table_crc32c);
+    body.vm = vm->vm;
+    body.epoch = vm->epoch;
+    body.seq = mst_save_seq(vm->writer);
+    if (!found || pages > 0) {
+        body.has_delta_pages = body.has_delta_table_crc32c = body.has_whole = 1;
+        body.delta_pages = pages;
+        body.delta_table_crc32c = table_crc32c;
+        body.whole = !found && vm->put_whole;
+    }
+    vm->put_seq = 0;
+    vm->put_id = ++vm->agent->next_id;
+    env.has_id = 1;
+    env.id = vm->put_id;
+    send_env(vm->agent, &env);
 }
 
 static void stage_all(struct avm *vm)
@@ -297,6 +331,17 @@ static void stage_all(struct avm *vm)
         else
             (void)mst_save_stage_if_changed(vm->writer, page);
     }
+}
+
+static int commit_staged(struct avm *vm, const struct sim_task *task)
+{
+    bool first = mst_save_source(vm->writer) == MST_SAVE_NONE;
+    int r = first ? mst_save_commit_filled(vm->writer, put_device(vm, task), 0, 0, mst_now_ns())
+                  : mst_save_commit(vm->writer, put_device(vm, task), 0, 0, mst_now_ns());
+
+    if (r == 0)
+        committed(vm, task, first);
+    return r;
 }
 
 static void checkpoint_apply(void *arg)
@@ -319,6 +364,7 @@ static void checkpoint_go_on(void *arg)
         return;
     if (!task->stopped && task->guest == GUEST_PAUSED)
         sim_guest_run(task);
+    put_send(one->vm, false);
     later(one->vm, sim_between(1, 8) * SIM_MS, checkpoint_apply);
 }
 
@@ -331,9 +377,7 @@ static void checkpoint_commit(void *arg)
     if (!still(one) || !task || !can_write(vm) || task->stopped)
         return;
     stage_all(vm);
-    if (mst_save_source(vm->writer) == MST_SAVE_NONE ? mst_save_commit_filled(vm->writer, put_device(vm, task), 0, 0, 0) == 0
-                                                     : mst_save_commit(vm->writer, put_device(vm, task), 0, 0, 0) == 0)
-        committed(vm, task);
+    commit_staged(vm, task);
     later(vm, sim_between(20, 400) * SIM_US, checkpoint_go_on);
 }
 
@@ -360,6 +404,10 @@ static void checkpoint_stage(void *arg)
         checkpoint_later(vm);
         return;
     }
+    if (vm->put_id) { /* its mirrors have not taken the one before: put_answered goes on */
+        vm->due = true;
+        return;
+    }
     mst_save_begin(vm->writer);
     sim_guest_advance(task);
     stage_all(vm);
@@ -371,6 +419,21 @@ static void checkpoint_later(struct avm *vm)
     vm->serial++;
     if (vm->protect && vm->state == AVM_RUNNING)
         later(vm, vm->interval_ms * SIM_MS + sim_between(0, 20) * SIM_MS, checkpoint_stage);
+}
+
+static void save_begin(struct avm *vm);
+
+/* The delta may be written again. */
+static void put_answered(struct avm *vm)
+{
+    bool due = vm->due;
+
+    vm->put_id = 0;
+    vm->due = false;
+    if (vm->state == AVM_SAVING)
+        save_begin(vm);
+    else if (due && vm->state == AVM_RUNNING)
+        later(vm, SIM_MS, checkpoint_stage);
 }
 
 /* --- a running VM --- */
@@ -563,6 +626,12 @@ static void fail_over(struct avm *vm)
 
 /* --- orders --- */
 
+static void protection(struct avm *vm, const Mainstay__VmDefinition *definition)
+{
+    vm->mirror = definition->protect == MAINSTAY__PROTECT__PROTECT_MIRROR;
+    vm->protect = vm->mirror || definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+}
+
 static void order_start(struct sim_agent *agent, const mst_envelope *env)
 {
     const Mainstay__OrderStart *order = env->order_start;
@@ -590,7 +659,7 @@ static void order_start(struct sim_agent *agent, const mst_envelope *env)
     vm->order_bytes = mainstay__order_start__get_packed_size(order);
     vm->order = sim_calloc(1, vm->order_bytes + 1);
     mainstay__order_start__pack(order, vm->order);
-    vm->protect = order->definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+    protection(vm, order->definition);
     vm->memory_mib = order->definition->memory_mib;
     vm->interval_ms = order->definition->checkpoint_interval_ms;
     mainstay__start_result__init(&vm->result);
@@ -598,6 +667,23 @@ static void order_start(struct sim_agent *agent, const mst_envelope *env)
         kill_send(vm, AVM_CLEAN_KILL);
     else
         create_send(vm);
+}
+
+static void save_told(struct avm *vm)
+{
+    vm->state = AVM_SAVED;
+    tell_state(vm, MST_RUN_PAUSED, 0);
+    answer(vm->agent, vm->save_id, 0, NULL, NULL, mst_save_seq(vm->writer));
+    vm->save_id = 0;
+}
+
+/* Under protect mirror: a checkpoint like any other, but for that the guest stands, and that its mirrors have it before it is told of. */
+static bool save_staged(struct avm *vm, const struct sim_task *task)
+{
+    if (!vm->mirror || mst_save_source(vm->writer) != MST_SAVE_SHADOW)
+        return false;
+    stage_all(vm);
+    return commit_staged(vm, task) == 0;
 }
 
 static void saved(void *arg)
@@ -616,12 +702,35 @@ static void saved(void *arg)
         runs(vm);
         return;
     }
-    if (mst_save_commit_ram(vm->writer, put_device(vm, task), 0, 0, 0) == 0)
-        committed(vm, task);
-    vm->state = AVM_SAVED;
-    tell_state(vm, MST_RUN_PAUSED, 0);
-    answer(vm->agent, vm->save_id, 0, NULL, NULL, mst_save_seq(vm->writer));
-    vm->save_id = 0;
+    if (!save_staged(vm, task) && mst_save_commit_ram(vm->writer, put_device(vm, task), 0, 0, mst_now_ns()) == 0)
+        committed(vm, task, true);
+    put_send(vm, false);
+    if (vm->put_id)
+        vm->save_put = true;
+    else
+        save_told(vm);
+}
+
+static void save_begin(struct avm *vm)
+{
+    struct sim_task *task = qemu_of(vm);
+
+    if (vm->save_put) { /* that was it */
+        vm->save_put = false;
+        if (can_write(vm))
+            mst_save_apply(vm->writer);
+        save_told(vm);
+        return;
+    }
+    if (!task || task->stopped || !can_write(vm)) {
+        answer(vm->agent, vm->save_id, -EIO, "it cannot be saved", NULL, 0);
+        vm->save_id = 0;
+        runs(vm);
+        return;
+    }
+    mst_save_begin(vm->writer);
+    sim_guest_pause(task, GUEST_PAUSED);
+    later(vm, sim_between(1, 40) * SIM_MS, saved);
 }
 
 static void order_save(struct sim_agent *agent, const mst_envelope *env)
@@ -642,12 +751,11 @@ static void order_save(struct sim_agent *agent, const mst_envelope *env)
         return;
     }
     vm->save_id = env->id;
-    vm->serial++; /* a checkpoint that is under way is over */
-    if (can_write(vm))
-        mst_save_begin(vm->writer);
-    sim_guest_pause(task, GUEST_PAUSED);
+    vm->serial++;        /* a checkpoint that is under way is over */
+    put_send(vm, false); /* unless it is committed */
     vm->state = AVM_SAVING;
-    later(vm, sim_between(1, 40) * SIM_MS, saved);
+    if (!vm->put_id)
+        save_begin(vm);
 }
 
 static void order_continue(struct sim_agent *agent, const mst_envelope *env)
@@ -745,8 +853,16 @@ static void vm_answered(struct avm *vm, const mst_envelope *env)
 static void answered(struct sim_agent *agent, const mst_envelope *env)
 {
     for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
-        if (agent->vms[i].state != AVM_FREE && agent->vms[i].request == env->reply_to) {
-            vm_answered(&agent->vms[i], env);
+        struct avm *vm = &agent->vms[i];
+
+        if (vm->state == AVM_FREE)
+            continue;
+        if (vm->request == env->reply_to) {
+            vm_answered(vm, env);
+            return;
+        }
+        if (vm->put_id == env->reply_to) {
+            put_answered(vm);
             return;
         }
     }
@@ -776,7 +892,7 @@ static void attach(struct sim_agent *agent, const Mainstay__AgentVm *left)
     struct mst_save_map map;
     int r;
 
-    vm->protect = left->definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+    protection(vm, left->definition);
     vm->interval_ms = left->definition->checkpoint_interval_ms;
     vm->slot = left->slot;
     mainstay__start_result__init(&vm->result);
@@ -800,12 +916,14 @@ static void attach(struct sim_agent *agent, const Mainstay__AgentVm *left)
     }
     if (task->guest == GUEST_PANICKED) {
         vm->state = AVM_RUNNING;
+        put_send(vm, true);
         runs(vm);
         return;
     }
     if (left->run_state == MST_RUN_PAUSED && task->guest == GUEST_PAUSED && vm->writer &&
-        mst_save_source(vm->writer) == MST_SAVE_RAM) {
+        (mst_save_source(vm->writer) == MST_SAVE_RAM || (vm->mirror && mst_save_source(vm->writer) == MST_SAVE_SHADOW))) {
         vm->state = AVM_SAVED;
+        put_send(vm, true);
         later(vm, SIM_S, ping);
         return;
     }
@@ -819,6 +937,7 @@ static void attach(struct sim_agent *agent, const Mainstay__AgentVm *left)
             return;
         oracle_withdrawn(vm->vm, vm->epoch, vm->protect);
     }
+    put_send(vm, true);
     if (task->guest == GUEST_PAUSED && !task->stopped)
         sim_guest_run(task);
     started(vm);

@@ -487,6 +487,8 @@ void sim_run_until(uint64_t until_ns)
         K.events++;
         sim_hash_u64(event.at_ns ^ (event.seq << 20));
         dispatch(event.proc, event.fn, event.arg);
+        if (K.after && event.proc)
+            K.after(event.proc);
     }
     if (!K.over && until_ns > K.now_ns)
         K.now_ns = until_ns;

@@ -57,9 +57,10 @@ struct sim_kernel {
     unsigned heap_count, heap_room;
     struct sim_proc *current;
     uint64_t next_life;
-    struct sim_chunk *chunks; /* memory of the run */
-    bool over;                /* a checker has spoken, or the story is told */
-    FILE *story;              /* verbose: where to, NULL: silent */
+    struct sim_chunk *chunks;             /* memory of the run */
+    bool over;                            /* a checker has spoken, or the story is told */
+    FILE *story;                          /* verbose: where to, NULL: silent */
+    void (*after)(struct sim_proc *proc); /* a checker, when an event of this process has run; NULL: nobody looks */
 };
 extern struct sim_kernel K;
 

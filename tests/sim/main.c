@@ -2,6 +2,7 @@
 #include "tests/sim/mutants.h"
 #include "tests/sim/run.h"
 #include "tests/sim/scenarios.h"
+#include "tests/sim/story.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -15,11 +16,12 @@ static const char usage[] =
     "       mainstay-sim --seeds A..B [--jobs N] [--stop-at-first]   tells many, shrinks what fails\n"
     "       mainstay-sim --determinism A..B [--jobs N]               tells each twice: the traces must be the same\n"
     "       mainstay-sim --scenarios [NAME] | --list                 the scripted ones\n"
-    "       mainstay-sim --crash-points N [--jobs N]                 kills coordinator, keeper, agent N times each in each of 13 "
+    "       mainstay-sim --crash-points N [--jobs N]                 kills coordinator, keeper, agent N times each in each of 15 "
     "recoveries\n"
     "       mainstay-sim --mutants SEEDS [--jobs N] [--mutant M]     wakes every seeded bug: scenarios or seeds 1..SEEDS must "
     "catch it\n"
-    "       --mutant M   with any of them: seeded bug M is awake\n";
+    "       --mutant M   with any of them: seeded bug M is awake\n"
+    "       --mirrors    with any of them: VMs under protect: mirror in every story, and not only in every fifth\n";
 
 static bool range(const char *text, uint64_t *ret_from, uint64_t *ret_to)
 {
@@ -40,6 +42,7 @@ int main(int argc, char **argv)
                                             {"crash-points", required_argument, NULL, 'p'},
                                             {"mutants", required_argument, NULL, 'M'},
                                             {"mutant", required_argument, NULL, 'm'},
+                                            {"mirrors", no_argument, NULL, 'i'},
                                             {"help", no_argument, NULL, 'h'},
                                             {NULL, 0, NULL, 0}};
     const char *schedule = NULL, *seed = NULL, *seeds = NULL, *twice = NULL, *points = NULL, *scenario = NULL, *hunt = NULL;
@@ -86,6 +89,9 @@ int main(int argc, char **argv)
             break;
         case 'M':
             hunt = optarg;
+            break;
+        case 'i':
+            sim_all_mirrored = true;
             break;
         case 'm':
             mst_mutant = (unsigned)strtoul(optarg, NULL, 10);

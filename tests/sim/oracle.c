@@ -24,7 +24,7 @@ struct oepoch { /* one grant of a VM, as it really went */
     uint32_t boot;
     uint64_t seq; /* newest checkpoint, 0: none */
     struct sim_moment moment;
-    bool protect;
+    bool protect, booted, from_image;
     pid_t pid;
     uint64_t ordered_life; /* of the keeper it was granted to */
     uint64_t recovery;
@@ -71,6 +71,7 @@ void oracle_begin(void)
     memset(&oracle_verdict, 0, sizeof(oracle_verdict));
     memset(&oracle_counts, 0, sizeof(oracle_counts));
     oracle_lease_begin();
+    oracle_mirror_begin();
     O.set_room = 1u << 12;
     O.set = sim_keep(O.set_room * sizeof(*O.set));
 }
@@ -149,6 +150,7 @@ void oracle_keeper_up(struct sim_host *host, uint64_t instance)
 {
     O.keeper_instance[host->index] = instance;
     O.keeper_life[host->index] = host->keeper.life;
+    oracle_mirror_keeper_up(host, instance);
 }
 
 void oracle_keeper_down(struct sim_host *host)
@@ -273,6 +275,7 @@ void oracle_checkpoint(struct sim_host *host, const char *vm, uint64_t epoch, ui
     one->boot = host->boot;
     one->protect = protect;
     one->withdrawn = false;
+    oracle_mirror_checkpoint(vm, epoch, seq, moment);
 }
 
 void oracle_withdrawn(const char *vm, uint64_t epoch, bool protect)
@@ -288,6 +291,18 @@ void oracle_spoilt(const char *vm)
     ovm_of(vm)->spoilt = true;
 }
 
+bool oracle_is_spoilt(const char *vm)
+{
+    return ovm_of(vm)->spoilt;
+}
+
+const struct mst_vm_row *oracle_vm_row(const char *name)
+{
+    const struct ovm *vm = ovm_of(name);
+
+    return vm->known ? &vm->row : NULL;
+}
+
 void oracle_panicked(const char *vm)
 {
     ovm_of(vm)->panicked = true;
@@ -301,11 +316,35 @@ static bool save_lives(const struct oepoch *one)
     return one->seq > 0 && !one->withdrawn && host->powered && host->boot == one->boot && one->proof_kind < MST_PROOF_POWER;
 }
 
+/* The newest epoch before this one that has made what came before it old: it booted, or had a checkpoint of its own. */
+static uint64_t life_since(const struct ovm *vm, uint64_t epoch)
+{
+    uint64_t since = 0;
+
+    for (unsigned i = 0; i < vm->epochs_count; i++) {
+        const struct oepoch *one = &vm->epochs[i];
+
+        if (one->ran && one->epoch < epoch && one->epoch > since && (one->booted || one->seq > 0))
+            since = one->epoch;
+    }
+    return since;
+}
+
+static bool booted_since(const struct ovm *vm, uint64_t load_epoch, uint64_t epoch)
+{
+    for (unsigned i = 0; i < vm->epochs_count; i++) {
+        if (vm->epochs[i].ran && vm->epochs[i].booted && vm->epochs[i].epoch > load_epoch && vm->epochs[i].epoch < epoch)
+            return true;
+    }
+    return false;
+}
+
 void oracle_loaded(struct sim_host *host, const char *name, uint64_t epoch, uint64_t load_epoch, uint64_t load_seq,
                    const struct sim_moment *memory, const struct sim_moment *device)
 {
     struct ovm *vm = ovm_of(name);
-    struct oepoch *last = ran_before(vm, epoch), *from = epoch_of(vm, load_epoch, false);
+    struct oepoch *last = ran_before(vm, epoch), *from = epoch_of(vm, load_epoch, false), *one = epoch_of(vm, epoch, true);
+    char text[120];
 
     oracle_counts.resumes++;
     sim_say("%s: %s epoch %" PRIu64 " is loaded from save %" PRIu64 "/%" PRIu64, host->name, name, epoch, load_epoch, load_seq);
@@ -323,10 +362,17 @@ void oracle_loaded(struct sim_host *host, const char *name, uint64_t epoch, uint
     if (!from || (from->seq == load_seq && memcmp(&from->moment, memory, sizeof(*memory)) != 0))
         oracle_breach("I6", "%s epoch %" PRIu64 ": save %" PRIu64 "/%" PRIu64 " never had this content", name, epoch, load_epoch,
                       load_seq);
-    if (last && save_lives(last) && (load_epoch < last->epoch || load_seq < last->seq))
+    if (oracle_mirror_lost(name, life_since(vm, epoch), load_epoch, load_seq, text, sizeof(text)))
+        oracle_breach("I4", "%s epoch %" PRIu64 " is resumed from save %" PRIu64 "/%" PRIu64 ", and %s", name, epoch, load_epoch,
+                      load_seq, text);
+    /* A mirror that counts is enough when the node of the newest save is away (saves.c). */
+    if (last && !one->from_image && save_lives(last) && (load_epoch < last->epoch || load_seq < last->seq))
         oracle_breach("I5",
                       "%s epoch %" PRIu64 " is resumed from save %" PRIu64 "/%" PRIu64 ", but %" PRIu64 "/%" PRIu64 " lies on %s",
                       name, epoch, load_epoch, load_seq, last->epoch, last->seq, W->hosts[last->host].name);
+    if (booted_since(vm, load_epoch, epoch))
+        oracle_breach("I5", "%s epoch %" PRIu64 " is resumed from save %" PRIu64 "/%" PRIu64 ", and it has booted since", name,
+                      epoch, load_epoch, load_seq);
     if (last && load_epoch > last->epoch)
         oracle_breach("I6", "%s epoch %" PRIu64 " is resumed from epoch %" PRIu64 ", in which it never ran", name, epoch,
                       load_epoch);
@@ -337,8 +383,10 @@ void oracle_booted(struct sim_host *host, const char *name, uint64_t epoch)
     struct ovm *vm = ovm_of(name);
     const struct sim_vm *conf = vm_conf(name);
     struct oepoch *last = ran_before(vm, epoch);
+    char text[120];
 
     oracle_counts.boots++;
+    epoch_of(vm, epoch, true)->booted = true;
     sim_say("%s: %s epoch %" PRIu64 " boots", host->name, name, epoch);
     /* Attributes (discard drops the save, too), panics, broken saves and stops have their own rules; what is left has none but this. */
     if (!conf || !last || vm->spoilt || vm->panicked || vm->stop_asked || conf->def.on_node_fault == MST_ON_FAULT_RESTART ||
@@ -348,6 +396,8 @@ void oracle_booted(struct sim_host *host, const char *name, uint64_t epoch)
     if (save_lives(last))
         oracle_breach("I4", "%s epoch %" PRIu64 " boots, although its save %" PRIu64 "/%" PRIu64 " lies on %s", name, epoch,
                       last->epoch, last->seq, W->hosts[last->host].name);
+    if (oracle_mirror_lost(name, life_since(vm, epoch), 0, 0, text, sizeof(text)))
+        oracle_breach("I4", "%s epoch %" PRIu64 " boots, although %s", name, epoch, text);
 }
 
 static uint64_t hash_bytes(const void *data, size_t bytes)
@@ -623,6 +673,7 @@ static void commit_vm(struct sim_coord *coord, const struct mst_txn *txn, const 
     }
     if (row->epoch > vm->granted)
         vm->granted = row->epoch;
+    oracle_mirror_vm(coord, before, row);
     if (!coord->on_old_copy) {
         vm->row = *row;
         vm->known = true;
@@ -706,6 +757,8 @@ void oracle_commit(struct sim_coord *coord, const struct mst_txn *txn)
             if (living(row->vm_delete, UINT64_MAX))
                 oracle_breach("I13", "%s is undefined while it lives", row->vm_delete);
             vm->known = false;
+            if (!coord->on_old_copy)
+                oracle_mirror_undefined(row->vm_delete);
             break;
         }
         case MST_ROW_RVM:
@@ -717,6 +770,10 @@ void oracle_commit(struct sim_coord *coord, const struct mst_txn *txn)
         case MST_ROW_PROOF:
             if (row->proof.kind == MST_PROOF_WATCHDOG && node_index(row->proof.node_id) < SIM_NODES_MAX)
                 oracle_lease_proof(&W->hosts[node_index(row->proof.node_id)], row->proof.instance);
+            oracle_mirror_proof(&row->proof);
+            break;
+        case MST_ROW_MIRROR:
+            oracle_mirror_commit(coord, &row->mirror);
             break;
         default:
             break;
@@ -789,6 +846,7 @@ static void order_start(struct sim_coord *coord, const struct mst_order *order)
     struct oepoch *one = epoch_of(ovm_of(order->vm), order->epoch, true);
 
     one->ordered = true;
+    one->from_image = order->source.node_id != 0 && order->source.image;
     if (!row || row->epoch != order->epoch || node_index(row->node_id) != order->node || row->fenced)
         oracle_breach("I3", "%s epoch %" PRIu64 " is ordered to start on %s before that grant is durable", order->vm,
                       order->epoch, W->hosts[order->node].name);
@@ -823,6 +881,8 @@ static void order_forget(struct sim_coord *coord, const struct mst_order *order)
 
 void oracle_order(struct sim_coord *coord, const struct mst_order *order)
 {
+    bool again = order->type == MST_ORDER_START && epoch_of(ovm_of(order->vm), order->epoch, true)->ordered;
+
     oracle_counts.orders++;
     sim_hash_u64(order->type * 64 + order->node);
     check_right(coord, "orders");
@@ -833,6 +893,7 @@ void oracle_order(struct sim_coord *coord, const struct mst_order *order)
         order_fence(coord, order);
     } else if (order->type == MST_ORDER_FORGET)
         order_forget(coord, order);
+    oracle_mirror_order(coord, order, again);
 }
 
 #define SEEN_NS (SIM_S / 2) /* until readings show that a keeper that stood still goes on */
@@ -946,6 +1007,16 @@ bool oracle_vm_wanted(const char *name)
 
 /* --- the end --- */
 
+static bool no_room_for_image(const char *protection)
+{
+    const char *has = strstr(protection, "has it, or an image");
+
+    if (has && strstr(has + 1, "has it, or an image")) /* the VM, and what is to be forgotten there first */
+        return false;
+    return strstr(protection, "nobody can take its image") && !strstr(protection, "is not connected") &&
+           !strstr(protection, "is drained") && !strstr(protection, "does not");
+}
+
 bool oracle_all_well(char *text, size_t size)
 {
     struct sim_coord *coord = sim_coord_leader();
@@ -982,6 +1053,10 @@ bool oracle_all_well(char *text, size_t size)
         }
         if (!look.row->wanted && living(vm->name, UINT64_MAX)) {
             snprintf(text, size, "%s ought to be stopped and lives", vm->name);
+            return false;
+        }
+        if (look.exposed && !no_room_for_image(look.protection)) {
+            snprintf(text, size, "%s: %s", vm->name, look.protection);
             return false;
         }
     }

@@ -58,6 +58,28 @@ void oracle_lease_begin(void);
 void oracle_event(const struct sim_host *host, const struct mst_event *event); /* a keeper's timeline */
 void oracle_lease_proof(const struct sim_host *host, uint64_t instance);       /* the end of its lease becomes a durable proof */
 void oracle_lease_start(const struct sim_host *host, const char *vm, uint64_t epoch);
+/* mirrors (oracle_mirror.c) */
+struct mst_link;
+void oracle_mirror_begin(void);
+void oracle_mirror_keeper_up(const struct sim_host *host, uint64_t instance);
+void oracle_mirror_checkpoint(const char *vm, uint64_t epoch, uint64_t seq, const struct sim_moment *moment);
+void oracle_mirror_commit(const struct sim_coord *coord, const struct mst_mirror_row *row);
+void oracle_mirror_vm(const struct sim_coord *coord, const struct mst_vm_row *before, const struct mst_vm_row *row);
+void oracle_mirror_undefined(const char *name);
+void oracle_mirror_proof(const struct mst_proof_row *proof);
+void oracle_mirror_order(const struct sim_coord *coord, const struct mst_order *order, bool again); /* again: sent before */
+void oracle_write(const struct sim_host *to, const uint8_t *at, unsigned from,
+                  uint64_t life);                                             /* bytes of a WRITE become visible there */
+void oracle_posted(const struct sim_host *host, const struct mst_link *link); /* a WRITE into a log */
+struct mst_mlog_ack;
+void oracle_taken(const struct mst_mlog_ack *ack, bool taken); /* an image has looked for a record; it took it */
+/* Whether a checkpoint that was acknowledged by a mirror that counts, and lives, is newer than load; of the last life of the VM, from since_epoch on. */
+bool oracle_mirror_lost(const char *name, uint64_t since_epoch, uint64_t load_epoch, uint64_t load_seq, char *text, size_t size);
+bool oracle_image_rots(const struct sim_host *host, const char *name,
+                       uint64_t epoch); /* a bit flips: true when it is an image there */
+int oracle_mirror_of(const char *name); /* host of the mirror that counts, -1: none does */
+bool oracle_is_spoilt(const char *vm);
+const struct mst_vm_row *oracle_vm_row(const char *name); /* of the newest store; NULL: not defined */
 /* records: what is published, and what a reader takes for whole */
 void oracle_published(const void *head_and_body, size_t bytes);
 void oracle_picked(const void *head_and_body, size_t bytes, const char *what);
@@ -69,7 +91,7 @@ bool oracle_vm_wanted(const char *vm);
 
 struct oracle_counts {
     uint64_t vcpu_starts, commits, grants, fenced, checkpoints, resumes, boots, orders, power_fences, recoveries, picks, stops,
-        lease_proofs;
+        lease_proofs, acks, joins, images; /* mirrors: acknowledged, counting, verified */
 };
 extern struct oracle_counts oracle_counts;
 

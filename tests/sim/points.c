@@ -73,16 +73,25 @@ static const struct {
     {"lease.taken", K_},
     {"earlier.cleared", K_},
     {"agent.spawned", K_},
+    /* keeper: as the source of a mirror, and as one */
+    {"mirror.put.begun", K_},
+    {"mirror.put.done", K_},
+    {"agent.reply", K_},
+    {"mirror.written", K_},
+    {"mirror.acked", K_},
+    {"mirror.commit", K_},
+    {"image.acked", K_},
+    {"image.revoked", K_},
     {"agent.told", K_ | A},
     {"pub.begun", K_ | A},
     {"pub.inside", K_ | A},
     {"pub.done", K_ | A},
-    /* agent: a checkpoint. (save.shadow takes two faults to reach; tests/unit/shm/crash.c ends the writer at every byte.) */
-    {"save.stage", A},
-    {"save.commit", A},
-    {"save.apply", A},
-    {"save.settle", A},
-    {"save.fill", A},
+    /* agent: a checkpoint; keeper: that of an image. (save.shadow takes two faults to reach; tests/unit/shm/crash.c ends the writer at every byte.) */
+    {"save.stage", K_ | A},
+    {"save.commit", K_ | A},
+    {"save.apply", K_ | A},
+    {"save.settle", K_ | A},
+    {"save.fill", K_ | A},
 };
 #define POINTS (sizeof(points) / sizeof(points[0]))
 static_assert(POINTS <= SIM_POINTS_MAX, "room to count them");

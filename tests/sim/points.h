@@ -10,7 +10,7 @@
 
 enum sim_who { WHO_COORD, WHO_KEEPER, WHO_AGENT, WHOS };
 
-#define SIM_POINTS_MAX 96u
+#define SIM_POINTS_MAX 112u
 
 struct sim_points {
     uint64_t count[WHOS];   /* points passed */

@@ -296,9 +296,10 @@ static void counts_print(const struct oracle_counts *c)
 {
     printf("seen: %" PRIu64 " vCPU starts, %" PRIu64 " transactions, %" PRIu64 " orders, %" PRIu64 " grants, %" PRIu64
            " proofs of a stopped VM, %" PRIu64 " power fences, %" PRIu64 " recoveries, %" PRIu64 " checkpoints, %" PRIu64
-           " resumes, %" PRIu64 " boots, %" PRIu64 " stops, %" PRIu64 " records read\n",
+           " resumes, %" PRIu64 " boots, %" PRIu64 " stops, %" PRIu64 " records read; of mirrors %" PRIu64
+           " that came to count, %" PRIu64 " acknowledgements, %" PRIu64 " images verified\n",
            c->vcpu_starts, c->commits, c->orders, c->grants, c->fenced, c->power_fences, c->recoveries, c->checkpoints,
-           c->resumes, c->boots, c->stops, c->picks);
+           c->resumes, c->boots, c->stops, c->picks, c->joins, c->acks, c->images);
 }
 
 int run_seeds(uint64_t from, uint64_t to, unsigned jobs, bool stop_at_first)
@@ -328,6 +329,7 @@ struct plot {
     const char *name;
     void (*run)(void);
     unsigned coords;
+    bool mirrored; /* vm0 is under protect: mirror */
 };
 
 #define PINNED "vm3" /* may run on n1 alone */
@@ -393,26 +395,33 @@ static void plot_called_off(void)
     sim_run_ms(3000);
 }
 
+static void plot_mirror(void)
+{
+    sim_fault_apply(&(struct sim_fault){.kind = FAULT_MIRROR_KEEPER, .a = 0, .ms = 700});
+}
+
 static const struct plot plots[] = {
-    {"qemu killed", plot_qemu, 1},
-    {"keeper killed", plot_keeper, 1},
-    {"node without power", plot_power, 1},
-    {"node of the pinned VM without power", plot_held, 1},
-    {"node isolated", plot_isolated, 1},
-    {"node drained", plot_drain, 1},
-    {"processor failing", plot_failing, 1},
-    {"agent stopped", plot_agent, 1},
-    {"vm stopped and started", plot_stop, 1},
-    {"coordinator killed in a drain", plot_called_off, 1},
-    {"qemu killed, three coordinators", plot_qemu, 3},
-    {"node without power, three coordinators", plot_power, 3},
-    {"node drained, three coordinators", plot_drain, 3},
+    {"qemu killed", plot_qemu, 1, false},
+    {"keeper killed", plot_keeper, 1, false},
+    {"node without power", plot_power, 1, false},
+    {"node of the pinned VM without power", plot_held, 1, false},
+    {"node isolated", plot_isolated, 1, false},
+    {"node drained", plot_drain, 1, false},
+    {"processor failing", plot_failing, 1, false},
+    {"agent stopped", plot_agent, 1, false},
+    {"vm stopped and started", plot_stop, 1, false},
+    {"coordinator killed in a drain", plot_called_off, 1, false},
+    {"qemu killed, three coordinators", plot_qemu, 3, false},
+    {"node without power, three coordinators", plot_power, 3, false},
+    {"node drained, three coordinators", plot_drain, 3, false},
+    {"source of a mirror without power", plot_power, 1, true},
+    {"keeper of a mirror killed", plot_mirror, 1, true},
 };
 #define PLOTS (sizeof(plots) / sizeof(plots[0]))
 
-static void stage(unsigned coords)
+static void stage(unsigned coords, bool mirrored)
 {
-    struct sim_conf conf = {.nodes = 3, .coords = coords, .vms = 4, .watch_interval_ms = 100};
+    struct sim_conf conf = {.nodes = 3, .coords = coords, .vms = 4, .mirrors = mirrored, .watch_interval_ms = 100};
 
     oracle_begin();
     (void)sim_world_new(&conf);
@@ -422,6 +431,8 @@ static void stage(unsigned coords)
         snprintf(def.name, sizeof(def.name), "vm%u", i);
         if (strcmp(def.name, PINNED) == 0)
             def.allowed[def.allowed_count++] = 1;
+        if (i < conf.mirrors)
+            def.protect = MST_PROTECT_MIRROR;
         sim_vm_define(i, &def, 300);
     }
     for (unsigned i = 0; i < conf.nodes; i++)
@@ -454,7 +465,7 @@ static struct {
 static void plot_begin(const struct plot *plot)
 {
     sim_begin(7, getenv("SIM_VERBOSE") ? stdout : NULL);
-    stage(plot->coords);
+    stage(plot->coords, plot->mirrored);
     sim_points.from_ns = K.now_ns;
     sim_points.by_name = true;
 }

@@ -1242,7 +1242,7 @@ static const struct scenario scenarios[] = {
 
 static size_t scenarios_count(void)
 {
-    return SCENARIOS + scenarios_coords_count + scenarios_manage_count;
+    return SCENARIOS + scenarios_coords_count + scenarios_manage_count + scenarios_mirror_count;
 }
 
 static const struct scenario *scenario_at(size_t i)
@@ -1250,7 +1250,10 @@ static const struct scenario *scenario_at(size_t i)
     if (i < SCENARIOS)
         return &scenarios[i];
     i -= SCENARIOS;
-    return i < scenarios_coords_count ? &scenarios_coords[i] : &scenarios_manage[i - scenarios_coords_count];
+    if (i < scenarios_coords_count)
+        return &scenarios_coords[i];
+    i -= scenarios_coords_count;
+    return i < scenarios_manage_count ? &scenarios_manage[i] : &scenarios_mirror[i - scenarios_manage_count];
 }
 
 static void tell(size_t i, uint64_t chance, FILE *out, struct sim_result *ret)

@@ -26,6 +26,8 @@ extern const struct scenario scenarios_coords[];
 extern const size_t scenarios_coords_count;
 extern const struct scenario scenarios_manage[];
 extern const size_t scenarios_manage_count;
+extern const struct scenario scenarios_mirror[];
+extern const size_t scenarios_mirror_count;
 
 /* n1 n2 n3 (4 for what is larger), each with room for everything; vm0, vm1, ... with a checkpoint every 300 ms */
 void stage(unsigned nodes, unsigned vms);

@@ -67,6 +67,12 @@ static const char *const names[FAULT_KINDS] = {
     [FAULT_STORE_MAJORITY] = "store-majority",
     [FAULT_STORE_LOSES] = "store-loses",
     [FAULT_STORE_LATE] = "store-late",
+    [FAULT_SOURCE_OFF] = "source-off",
+    [FAULT_MIRROR_OFF] = "mirror-off",
+    [FAULT_BOTH_OFF] = "both-off",
+    [FAULT_MIRROR_KEEPER] = "mirror-keeper",
+    [FAULT_MIRROR_CUT] = "mirror-cut",
+    [FAULT_IMAGE_ROTS] = "image-rots",
 };
 
 const char *sim_fault_name(unsigned kind)
@@ -116,11 +122,21 @@ static unsigned kind_of(const struct sim_story *story)
     static const uint8_t often[] = {FAULT_COORD_KILL, FAULT_COORD_STOP, FAULT_COORD_POINT};
     unsigned kind = pick(SIM_FAULTS_ALONE);
 
+    if (story->conf.mirrors > 0 && pick(3) == 0)
+        return SIM_FAULTS_COORDS + pick(FAULT_KINDS - SIM_FAULTS_COORDS);
     if (story->conf.coords == 1)
         return kind;
     if ((kind >= FAULT_DISK_REFUSES && kind <= FAULT_OLD_COPY) || pick(4) == 0)
-        return SIM_FAULTS_ALONE + pick(FAULT_KINDS - SIM_FAULTS_ALONE);
+        return SIM_FAULTS_ALONE + pick(SIM_FAULTS_COORDS - SIM_FAULTS_ALONE);
     return pick(8) ? kind : often[pick(sizeof(often))];
+}
+
+bool sim_all_mirrored;
+
+/* In every fifth story. */
+static bool mirrored(uint64_t seed)
+{
+    return seed % 5 == 2 || sim_all_mirrored;
 }
 
 void sim_story_make(uint64_t seed, struct sim_story *story)
@@ -133,6 +149,10 @@ void sim_story_make(uint64_t seed, struct sim_story *story)
     maker = seed * UINT64_C(0xd1342543de82ef95) + 7;
     story->conf = (struct sim_conf){.nodes = 3 + pick(2), .coords = 1, .vms = 3 + pick(4), .watch_interval_ms = 100};
     story->conf.coords = seed % 3 == 0 ? SIM_COORDS_MAX : 1;
+    if (mirrored(seed)) {
+        story->conf.nodes = 3 + pick(3);
+        story->conf.mirrors = 1 + pick(3);
+    }
     story->window_ms = pick_ms(8000, 30000);
     story->count = 4 + pick(16);
     /* Few kinds at a time: each story has its own mixture, and so gets far into it. */
@@ -146,7 +166,9 @@ void sim_story_make(uint64_t seed, struct sim_story *story)
         uint32_t base = story->window_ms / bursts * (i % bursts);
 
         do
-            fault->kind = (uint8_t)pick(story->conf.coords == 1 ? SIM_FAULTS_ALONE : FAULT_KINDS);
+            fault->kind = (uint8_t)pick(story->conf.mirrors > 0   ? FAULT_KINDS
+                                        : story->conf.coords == 1 ? SIM_FAULTS_ALONE
+                                                                  : SIM_FAULTS_COORDS);
         while (!(on >> fault->kind & 1));
         fault->at_ms = pick(3) ? base + pick(4000) : pick(story->window_ms);
         fault->a = (uint8_t)pick(64);
@@ -220,7 +242,7 @@ static void vms_make(uint64_t seed)
     for (unsigned i = 0; i < W->conf.nodes; i++) {
         W->hosts[i].has_fence = pick(8) != 0;
         W->hosts[i].reboot_ns = pick(3) ? 1 : 0;
-        W->hosts[i].conf.memory_mib = 24 + pick(3) * 24;
+        W->hosts[i].conf.memory_mib = 24 + pick(3) * 24 + 48 * W->conf.mirrors;
         W->hosts[i].conf.vcpus = 1 + pick(2);
     }
     for (unsigned i = 0; seed / 3 % 3 == 0 && i < W->conf.nodes; i++) {
@@ -236,6 +258,8 @@ static void vms_make(uint64_t seed)
 
         snprintf(def.name, sizeof(def.name), "vm%u", i);
         def.protect = pick(3) != 0 ? MST_PROTECT_LOCAL : MST_PROTECT_NONE;
+        if (i < W->conf.mirrors)
+            def.protect = MST_PROTECT_MIRROR;
         if (pick(4) == 0)
             def.on_node_fault = (uint8_t)pick(4);
         if (pick(4) == 0)
@@ -571,26 +595,28 @@ static void storm(const struct sim_fault *fault)
         sim_operator_report(MST_FAULT_VM_EXITED, W->hosts[task->host].name, task->vm, task->epoch, 0, "storm");
 }
 
-static void spoil(const struct sim_fault *fault)
+/* A bit flips in one of the shadows there; vm: of that VM. */
+static void spoil(struct sim_host *host, const char *of_vm, const struct sim_fault *fault)
 {
-    struct sim_host *host = node_of(fault);
+    char name[40], vm[32], *at;
     unsigned n = 0;
 
+    snprintf(name, sizeof(name), "/%.20s.e", of_vm ? of_vm : "");
     for (struct sim_file *file = host->files; file; file = file->next) {
-        if (file->named && strstr(file->path, ".shadow"))
+        if (file->named && strstr(file->path, ".shadow") && (!of_vm || strstr(file->path, name)))
             n++;
     }
     n = n ? fault->x % n : 0;
     for (struct sim_file *file = host->files; file; file = file->next) {
-        char vm[32];
-
-        if (!file->named || !strstr(file->path, ".shadow") || n-- > 0)
+        if (!file->named || !strstr(file->path, ".shadow") || (of_vm && !strstr(file->path, name)) || n-- > 0)
             continue;
-        sim_file_data(file)[fault->b % file->bytes] ^= 0x10;
-        snprintf(vm, sizeof(vm), "%.20s", strrchr(file->path, '/') + 1);
-        *strchr(vm, '.') = '\0';
+        sim_file_data(file)[(of_vm ? fault->x / 7 : fault->b) % file->bytes] ^= 0x10;
+        snprintf(vm, sizeof(vm), "%.30s", strrchr(file->path, '/') + 1);
+        at = strchr(vm, '.');
+        *at = '\0';
         sim_say("a bit flips in %s", file->path);
-        oracle_spoilt(vm);
+        if (!oracle_image_rots(host, vm, strtoull(at + 2, NULL, 10)))
+            oracle_spoilt(vm);
         return;
     }
 }
@@ -676,6 +702,39 @@ static void redefine(const struct sim_fault *fault)
         (void)sim_operator(MST_REQ_UNDEFINE, vm, NULL, NULL);
     else
         (void)sim_operator(MST_REQ_DEFINE, vm, NULL, &W->vms[fault->a % W->conf.vms].def);
+}
+
+static void off(unsigned index, const char *why, uint32_t ms)
+{
+    struct sim_fault back = {.kind = FAULT_HOST_OFF, .a = (uint8_t)index};
+
+    sim_power_off(&W->hosts[index], why);
+    undo_later(&back, NULL, ms);
+}
+
+/* Of a VM, the node on which it runs, and the one that mirrors it: of those under protect: mirror. */
+static void mirror_fault(const struct sim_fault *fault)
+{
+    const char *vm = W->vms[fault->a % (W->conf.mirrors ? W->conf.mirrors : 1)].name;
+    const struct sim_task *task = qemu_anywhere(vm);
+    int mirror = oracle_mirror_of(vm);
+
+    if (task && (fault->kind == FAULT_SOURCE_OFF || fault->kind == FAULT_BOTH_OFF))
+        off(task->host, "it is the source of a mirror", fault->ms);
+    if (mirror < 0)
+        return;
+    if (fault->kind == FAULT_MIRROR_OFF || fault->kind == FAULT_BOTH_OFF)
+        off((unsigned)mirror, "it is a mirror", fault->ms);
+    else if (fault->kind == FAULT_MIRROR_KEEPER)
+        sim_keeper_kill(&W->hosts[mirror], fault->ms);
+    else if (fault->kind == FAULT_IMAGE_ROTS)
+        spoil(&W->hosts[mirror], vm, fault);
+    if (fault->kind == FAULT_MIRROR_CUT && task) {
+        struct sim_fault pair = {.kind = FAULT_CUT_PAIR, .a = (uint8_t)task->host, .b = (uint8_t)mirror, .x = fault->x};
+
+        cut(&pair, true);
+        undo_later(&pair, NULL, fault->ms);
+    }
 }
 
 void sim_fault_apply(const struct sim_fault *fault)
@@ -816,7 +875,7 @@ void sim_fault_apply(const struct sim_fault *fault)
         storm(fault);
         return;
     case FAULT_SPOIL:
-        spoil(fault);
+        spoil(host, NULL, fault);
         return;
     case FAULT_OP_STOP:
         (void)sim_operator(MST_REQ_STOP, vm_name(fault), NULL, NULL);
@@ -859,6 +918,14 @@ void sim_fault_apply(const struct sim_fault *fault)
     case FAULT_STORE_LATE:
         sim_etcd_faults.late = 20 + fault->x % 300;
         break;
+    case FAULT_SOURCE_OFF:
+    case FAULT_MIRROR_OFF:
+    case FAULT_BOTH_OFF:
+    case FAULT_MIRROR_KEEPER:
+    case FAULT_MIRROR_CUT:
+    case FAULT_IMAGE_ROTS:
+        mirror_fault(fault);
+        return;
     case FAULT_KINDS:
         lasts = false;
         break;

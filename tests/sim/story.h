@@ -60,9 +60,17 @@ enum sim_fault_kind {
     FAULT_STORE_MAJORITY,
     FAULT_STORE_LOSES,
     FAULT_STORE_LATE,
+    /* of stories with mirrors only */
+    FAULT_SOURCE_OFF, /* of the node on which the VM runs */
+    FAULT_MIRROR_OFF, /* of the node that mirrors it */
+    FAULT_BOTH_OFF,
+    FAULT_MIRROR_KEEPER,
+    FAULT_MIRROR_CUT, /* between the two */
+    FAULT_IMAGE_ROTS,
     FAULT_KINDS
 };
-#define SIM_FAULTS_ALONE FAULT_COORD_OFF /* kinds of stories with one coordinator: those below */
+#define SIM_FAULTS_ALONE  FAULT_COORD_OFF  /* kinds of stories with one coordinator: those below */
+#define SIM_FAULTS_COORDS FAULT_SOURCE_OFF /* and of those with several */
 
 struct sim_fault {
     uint32_t at_ms; /* since the cluster was ready */
@@ -82,6 +90,7 @@ struct sim_story {
     uint32_t window_ms;
 };
 
+extern bool sim_all_mirrored; /* every story has VMs under protect: mirror, and not only its share */
 const char *sim_fault_name(unsigned kind);
 void sim_story_make(uint64_t seed, struct sim_story *ret_story);
 void sim_fault_text(const struct sim_story *story, unsigned i, char *text, size_t size);

@@ -1,4 +1,5 @@
 #include "tests/sim/world.h"
+#include "coordinator/core/plan.h"
 #include "tests/sim/coord.h"
 #include "tests/sim/etcd.h"
 #include "tests/sim/oracle.h"
@@ -84,6 +85,11 @@ struct sim_world *sim_world_new(const struct sim_conf *conf)
         node_conf(&W->hosts[i]);
     sim_etcd_begin();
     return W;
+}
+
+uint64_t mst_plan_ring_bytes(uint32_t memory_mib)
+{
+    return SIM_RING_BYTES(memory_mib);
 }
 
 unsigned sim_vm_index(const char *name)

@@ -121,8 +121,8 @@ struct sim_vm {
     uint32_t interval_ms;
 };
 
-struct sim_conf { /* of a run */
-    unsigned nodes, coords, vms;
+struct sim_conf {                         /* of a run */
+    unsigned nodes, coords, vms, mirrors; /* mirrors: so many of the VMs are under protect: mirror */
     uint32_t watch_interval_ms;
     uint32_t lease_ms; /* of nodes; 0: 10 s */
 };

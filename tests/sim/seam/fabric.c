@@ -1,4 +1,5 @@
 #include "fabric/fabric.h"
+#include "tests/sim/oracle.h"
 #include "tests/sim/points.h"
 #include "tests/sim/seam/seam_calls.h"
 #include "tests/sim/world.h"
@@ -11,7 +12,8 @@
  *   - messages of a link keep their order; what the network loses costs retries, and after some of them the queue pair is dead;
  *   - a READ is served by the card: a stopped process answers too, with whatever lies in its memory; the lines of 64 bytes come in any order and
  *     at two moments, so that what is written meanwhile is seen in part;
- *   - a WRITE is completed before it can be seen;
+ *   - a WRITE is completed before it can be seen; longer ones come in lines of 64 bytes, in any order, some of which may be seen while it is on its way,
+ *     also when its sender dies in the midst of it; they complete in the order in which they were posted;
  *   - a killed process is told of by its kernel after some ms, lost power by nobody;
  *   - connecting to a silent host takes for ever, that is until the caller's deadline. */
 
@@ -42,8 +44,9 @@ struct op { /* READ, WRITE, or one of a stream */
     uint8_t *local;
     uint64_t remote;
     uint32_t rkey, len;
-    uint64_t *half; /* bit for each line that the first moment took */
-    uint8_t *copy;  /* WRITE: the bytes on their way */
+    uint64_t *half;          /* bit for each line that the first moment took */
+    uint8_t *copy;           /* WRITE: the bytes on their way */
+    struct mst_region *from; /* WRITE: what they are of; they must not change there before it has completed */
     mst_io_fn done;
     void *arg;
     int err;
@@ -68,6 +71,9 @@ struct mst_link {
     const struct mst_link_events *events;
     void *arg;
     uint64_t arrival_ns; /* of the last message sent: order is kept */
+    uint64_t retried_ns; /* then one is tried again that found no way, and those behind it after it */
+    uint64_t write_ns;   /* same, of WRITEs; stuck: one has found no way, and those behind it neither */
+    bool write_stuck;
     struct mst_region *regions;
     struct op *ops;
     int err;
@@ -513,7 +519,8 @@ static void message_retry(struct message *message)
         return;
     }
     message->retried = true;
-    sim_at(NULL, retry_ns(), message_crosses, message);
+    message->link->retried_ns = K.now_ns + retry_ns();
+    sim_at(NULL, message->link->retried_ns - K.now_ns, message_crosses, message);
 }
 
 /* At the moment it would arrive. */
@@ -523,7 +530,11 @@ static void message_crosses(void *arg)
     struct mst_link *link = message->link, *to = link->peer;
 
     if (link->state == LINK_DEAD && !sim_net_ok(link->host, link->to))
-        return; /* it left before the link was closed, and is lost */
+        return;                                             /* it left before the link was closed, and is lost */
+    if (!message->retried && K.now_ns < link->retried_ns) { /* none overtakes another */
+        sim_at(NULL, link->retried_ns - K.now_ns, message_crosses, message);
+        return;
+    }
     if (!sim_net_ok(link->host, link->to) || !to || (to->state == LINK_DEAD && sim_net_ok(link->host, link->to))) {
         if (link->state != LINK_DEAD)
             message_retry(message);
@@ -787,13 +798,72 @@ static void read_first(void *arg)
     op_over(op, 0);
 }
 
+static void lines_put(struct op *op, bool last)
+{
+    const struct mst_region *region = op->link->peer ? remote_region(op) : NULL;
+    uint32_t lines = (op->len + LINE_BYTES - 1) / LINE_BYTES;
+    uint8_t *to;
+
+    if (!region || !ours(op->link->peer) || !W->hosts[op->link->to].powered)
+        return;
+    to = remote_bytes(op, region);
+    if (op->link->role == MST_ROLE_MIRROR)
+        oracle_write(&W->hosts[op->link->to], to, op->link->host, op->link->life);
+    for (uint32_t i = 0; i < lines; i++) {
+        uint64_t bit = UINT64_C(1) << i % 64;
+
+        if (i % 64 == 0)
+            op->half[i / 64] = last ? ~op->half[i / 64] : sim_random();
+        if (op->half[i / 64] & bit)
+            memcpy(to + i * LINE_BYTES, op->copy + i * LINE_BYTES,
+                   op->len - i * LINE_BYTES < LINE_BYTES ? op->len - i * LINE_BYTES : LINE_BYTES);
+    }
+}
+
 static void write_seen(void *arg)
 {
-    struct op *op = arg;
-    const struct mst_region *region = op->link->peer ? remote_region(op) : NULL;
+    lines_put(arg, true);
+}
 
-    if (region && ours(op->link->peer) && W->hosts[op->link->to].powered)
-        memcpy(remote_bytes(op, region), op->copy, op->len);
+/* True: it goes no further. */
+static bool write_ends(struct op *op)
+{
+    if (op->over)
+        return true;
+    if (op->link->write_stuck || !served(op->link)) {
+        op->link->write_stuck = true;
+        sim_at(NULL, retry_ns(), op_fail, op);
+        return true;
+    }
+    if (!remote_region(op)) {
+        wrong_key(op);
+        return true;
+    }
+    return false;
+}
+
+static void write_completes(void *arg)
+{
+    struct op *op = arg;
+
+    if (write_ends(op))
+        return;
+    if (op->from->alive && memcmp(op->copy, op->local, op->len) != 0)
+        oracle_breach("I6", "%s writes into what the WRITE before has not taken yet", W->hosts[op->link->host].name);
+    sim_at(NULL, (sim_chance(20) ? sim_between(3000, 100000) : sim_between(0, 3000)) * SIM_US, write_seen, op);
+    op_over(op, 0);
+}
+
+/* The first of it: more is to come, unless its sender dies. */
+static void write_comes(void *arg)
+{
+    struct op *op = arg;
+    bool some = sim_dice(2);
+
+    if (op->over && some && !op->link->write_stuck && served(op->link))
+        lines_put(op, false); /* it was on its way when the link ended */
+    else if (!write_ends(op) && some)
+        lines_put(op, false);
 }
 
 static void write_lands(void *arg)
@@ -814,11 +884,28 @@ static void write_lands(void *arg)
     op_over(op, 0);
 }
 
+/* A longer one, behind those that were posted before. */
+static void write_begin(struct op *op, bool crosses, uint64_t lost_ns)
+{
+    struct mst_link *link = op->link;
+    uint64_t at_ns = K.now_ns + delay_ns(link->host, link->to) + lost_ns;
+    uint64_t gap_ns = sim_chance(40) ? sim_between(100, 6000) * SIM_US : sim_between(5, 40) * SIM_US;
+
+    if (at_ns <= link->write_ns)
+        at_ns = link->write_ns + 1;
+    link->write_ns = at_ns + gap_ns;
+    if (!crosses)
+        link->write_stuck = true;
+    sim_at(NULL, at_ns - K.now_ns, write_comes, op);
+    sim_at(NULL, at_ns + gap_ns - K.now_ns, write_completes, op);
+}
+
 static int op_post(struct mst_link *link, struct mst_region *local, uint64_t local_off, uint64_t remote_addr, uint32_t rkey,
                    uint32_t len, bool write, mst_io_fn done, void *arg, struct op **ret_op)
 {
     struct op *op;
     uint64_t lost;
+    uint32_t words;
     bool crosses;
 
     if (sim_muted() || link->state != LINK_OPEN)
@@ -829,7 +916,8 @@ static int op_post(struct mst_link *link, struct mst_region *local, uint64_t loc
         return -ERANGE;
     if (sim_point("post.begun"))
         return -ENOTCONN;
-    op = sim_keep(sizeof(*op) + (write ? len : (len / LINE_BYTES / 64 + 2) * sizeof(*op->half)));
+    words = len / LINE_BYTES / 64 + 2;
+    op = sim_keep(sizeof(*op) + words * sizeof(*op->half) + (write ? len : 0));
     op->link = link;
     op->write = write;
     op->local = local->addr + local_off;
@@ -837,19 +925,25 @@ static int op_post(struct mst_link *link, struct mst_region *local, uint64_t loc
     op->rkey = rkey;
     op->len = len;
     op->half = (uint64_t *)(op + 1);
-    op->copy = (uint8_t *)(op + 1);
+    op->copy = (uint8_t *)(op->half + words);
+    op->from = local;
     if (write)
         memcpy(op->copy, op->local, len);
+    if (write && link->role == MST_ROLE_MIRROR)
+        oracle_posted(sim_here(), link);
     op->done = done;
     op->arg = arg;
     op->next = link->ops;
     link->ops = op;
     crosses = lost_ns(link->host, link->to, len, &lost);
-    sim_at(NULL, crosses ? delay_ns(link->host, link->to) + lost : retry_ns(),
-           !crosses ? op_fail
-           : write  ? write_lands
-                    : read_first,
-           op);
+    if (write && link->role == MST_ROLE_MIRROR)
+        write_begin(op, crosses, lost);
+    else
+        sim_at(NULL, crosses ? delay_ns(link->host, link->to) + lost : retry_ns(),
+               !crosses ? op_fail
+               : write  ? write_lands
+                        : read_first,
+               op);
     *ret_op = op;
     (void)sim_point("post.posted");
     return 0;

@@ -1,4 +1,5 @@
 #include "tests/sim/seam/records.h"
+#include "mirror/image.h"
 #include "shm/publish.h"
 #include "shm/put.h"
 #include "tests/sim/coord.h"
@@ -93,6 +94,18 @@ int mst_pub_read(uint8_t (*slots)[MST_PUB_SLOT_BYTES], struct mst_pub_head *ret_
 
     if (r == 0)
         picked(ret_head, ret_body, body_bytes);
+    return r;
+}
+
+int product_image_take(struct mst_image *image, uint64_t boot_ns, struct mst_why *why);
+
+int mst_image_take(struct mst_image *image, uint64_t boot_ns, struct mst_why *why)
+{
+    int r = product_image_take(image, boot_ns, why);
+    struct mst_mlog_ack ack;
+
+    mst_image_ack(image, &ack);
+    oracle_taken(&ack, r > 0);
     return r;
 }
 

@@ -26,5 +26,7 @@ void product_lease_beat(struct mst_lease *lease, uint64_t beat, const struct mst
 
 /* Simulated RAM is so many times smaller than what definitions say. */
 #define SIM_RAM_SHRINK 256u
+/* And the ring of a mirror's log: a record has room for one page, or three, and a checkpoint of all pages goes around it. */
+#define SIM_RING_BYTES(memory_mib) ((memory_mib) % 2 ? 16u << 10 : 32u << 10)
 
 #endif

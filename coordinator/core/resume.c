@@ -345,9 +345,14 @@ static int save_lost(const struct mst_core *core, const struct rec *rec)
 {
     for (unsigned i = 0; i < rec->vms_count; i++) {
         const struct vm *vm = rec->vms[i].vm >= 0 ? &core->vms[rec->vms[i].vm] : NULL;
+        struct mst_save_ref own;
 
-        if (vm && is_pending(rec, i) && vm->d.save.node_id != 0 && save_matters(rec, vm) &&
-            save_fate(core, vm->d.name, &vm->d.save) != SAVE_THERE)
+        if (!vm || !is_pending(rec, i) || vm->d.save.node_id == 0 || !save_matters(rec, vm))
+            continue;
+        if (save_fate(core, vm->d.name, &vm->d.save) != SAVE_THERE)
+            return (int)i;
+        if (vm->d.save.node_id == vm->d.node_id && vm->d.save.epoch == vm->d.epoch &&
+            own_save(core, vm, false, &own) == SAVE_AWAY)
             return (int)i;
     }
     return -1;

@@ -29,6 +29,16 @@ enum save_fate save_fate(const struct mst_core *core, const char *vm, const stru
     return held && held->s.save_seq > 0 && !held->s.save_corrupt ? SAVE_THERE : SAVE_GONE;
 }
 
+/* Its link is up and its main storage cannot be read, as when its power went and nobody has spoken since. Without a mirror a pull may still try. */
+static bool unreadable_and_mirrored(const struct mst_core *core, const struct node *node, const struct vm *vm)
+{
+    bool counts = false;
+
+    for (unsigned n = 0; n < MST_MIRRORS_MAX; n++)
+        counts = counts || (image_counts(vm, n) && vm->mirrors[n].d.epoch == vm->d.epoch);
+    return counts && mst_detect_keeper(&node->detect, core->conf.keeper_silent_ms) == MST_LIFE_UNREADABLE;
+}
+
 enum save_fate own_save(const struct mst_core *core, const struct vm *vm, bool seen, struct mst_save_ref *ret)
 {
     int index = vm->d.node_id ? node_find_id(core, vm->d.node_id) : -1;
@@ -40,7 +50,7 @@ enum save_fate own_save(const struct mst_core *core, const struct vm *vm, bool s
     ret->node_id = vm->d.node_id;
     ret->instance = node->instance;
     ret->epoch = vm->d.epoch;
-    if (node->link == 0)
+    if (node->link == 0 || unreadable_and_mirrored(core, node, vm))
         return SAVE_AWAY;
     held = held_find((struct node *)node, vm->d.name, vm->d.epoch);
     if (held && held->s.run_state != MST_RUN_IMAGE && held->s.save_seq > 0 && !held->s.save_corrupt &&

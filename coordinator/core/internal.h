@@ -501,6 +501,7 @@ struct save_look {
     bool seen;                       /* the slots of its node were read after its fence */
     bool late;                       /* it was waited for long enough: what there is is taken, if it may be */
     const struct image_look *images; /* NULL: who could be asked counts as there */
+    struct mst_save_ref from;        /* what ran when the recovery began: node and epoch; node_id 0: not asked for */
 };
 bool memory_gone(const struct node *node); /* with its power, or a person says so */
 enum save_fate save_fate(const struct mst_core *core, const char *vm,

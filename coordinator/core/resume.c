@@ -58,8 +58,10 @@ static uint64_t saves_deadline_ms(const struct mst_core *core)
 
 static struct save_look look_of(const struct mst_core *core, const struct rec *rec, const struct rvm *rvm)
 {
-    return (struct save_look){
-        .seen = rvm->seen, .late = core->now_ms - rec->entered_ms >= saves_deadline_ms(core), .images = rvm->images};
+    return (struct save_look){.seen = rvm->seen,
+                              .late = core->now_ms - rec->entered_ms >= saves_deadline_ms(core),
+                              .images = rvm->images,
+                              .from = {.node_id = rvm->d.from_node_id, .epoch = rvm->d.epoch_from}};
 }
 
 /* Whether enough is known of VM i's saves, or no more will be in time. */

@@ -82,6 +82,25 @@ static enum save_fate better_save(enum save_fate a, struct mst_save_ref *ret, en
     return b;
 }
 
+/* The row has room for one save. When that is an image, what the VM itself left where it ran last may be there as well: nothing has run since, and what
+ * became of the image says nothing about it. */
+static enum save_fate origin_fate(const struct mst_core *core, const struct vm *vm, const struct mst_save_ref *from,
+                                  struct mst_save_ref *ret)
+{
+    int index = from->node_id ? node_find_id(core, from->node_id) : -1;
+    enum save_fate fate = index >= 0 ? save_fate(core, vm->d.name, from) : SAVE_GONE;
+    const struct held *held = fate == SAVE_THERE ? held_find((struct node *)&core->nodes[index], vm->d.name, from->epoch) : NULL;
+
+    if (from->epoch >= vm->d.epoch || from->epoch < images_epoch(vm) || from->epoch < vm->d.image_floor)
+        return SAVE_GONE;
+    if (held && held->s.run_state == MST_RUN_IMAGE)
+        return SAVE_GONE;
+    *ret = *from;
+    ret->instance = held ? core->nodes[index].instance : 0;
+    ret->seq = held ? held->s.save_seq : 0;
+    return fate;
+}
+
 enum save_fate newest_save(const struct mst_core *core, int index, const struct save_look *look, struct mst_save_ref *ret)
 {
     const struct vm *vm = &core->vms[index];
@@ -105,9 +124,10 @@ enum save_fate newest_save(const struct mst_core *core, int index, const struct 
     /* What it was itself resumed from is too old when it had a save of its own, or anybody counted. */
     if (fate == SAVE_GONE || ret->epoch < vm->d.epoch) {
         others = SAVE_GONE;
-        if (vm->own_save_epoch != vm->d.epoch && images_epoch(vm) != vm->d.epoch && !vm->d.save.image)
-            others = save_fate(core, vm->d.name, &vm->d.save);
-        fate = better_save(fate, ret, others, &vm->d.save, look->late);
+        other = vm->d.save;
+        if (vm->own_save_epoch != vm->d.epoch && images_epoch(vm) != vm->d.epoch)
+            others = vm->d.save.image ? origin_fate(core, vm, &look->from, &other) : save_fate(core, vm->d.name, &vm->d.save);
+        fate = better_save(fate, ret, others, &other, look->late);
     }
     if (fate == SAVE_GONE)
         memset(ret, 0, sizeof(*ret));

@@ -654,6 +654,34 @@ START_TEST(a_save_that_is_lost_while_its_vm_is_held_is_replaced_by_the_image)
 }
 END_TEST
 
+START_TEST(an_image_that_is_lost_while_it_is_resumed_from_is_replaced_by_the_save_where_the_vm_ran)
+{
+    struct world *w = mirrored_vm(4);
+    unsigned mirror = mirror_of(w);
+    const struct world_event *start;
+
+    for (unsigned i = 1; i < 4; i++)
+        w->nodes[i].start_err = -EIO;
+    world_node_kill(w, 0);
+    w->nodes[0].hello.memory_mib = 8; /* no room where it was */
+    world_run(w, 300);
+    world_node_return(w, 0, true);
+    for (unsigned i = 0; i < 1000 && world_orders(w, MST_ORDER_START, VM) < 3; i++)
+        world_run(w, 10);
+    ck_assert(world_last(w, MST_ORDER_START, VM)->image); /* the other one was not taken where it was started first */
+    power_off(w, mirror);
+    for (unsigned i = 1; i < 4; i++)
+        w->nodes[i].start_err = 0;
+    ck_assert(world_until(w, 40000, runs_somewhere, VM));
+    start = world_last(w, MST_ORDER_START, VM);
+    ck_assert(start->has_source && !start->image);
+    ck_assert_uint_eq(start->source_node, 1);
+    ck_assert_uint_eq(start->source_epoch, 1);
+    ck_assert_uint_eq(start->source_seq, 7);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(a_save_that_does_not_check_is_replaced_by_the_image)
 {
     struct world *w = mirrored_vm(2);
@@ -1514,6 +1542,7 @@ int main(void)
     tcase_add_test(tcase, an_image_whose_keeper_started_anew_still_counts_and_is_verified);
     tcase_add_test(tcase, its_own_save_is_preferred_when_its_memory_can_be_read);
     tcase_add_loop_test(tcase, a_save_that_is_lost_while_its_vm_is_held_is_replaced_by_the_image, 0, 3);
+    tcase_add_test(tcase, an_image_that_is_lost_while_it_is_resumed_from_is_replaced_by_the_save_where_the_vm_ran);
     tcase_add_test(tcase, a_save_that_does_not_check_is_replaced_by_the_image);
     tcase_add_test(tcase, an_image_that_two_pulls_refuse_is_bad_itself);
     tcase_add_test(tcase, a_start_that_fails_does_not_cost_the_image);

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -17,6 +18,22 @@
 #define PAGEMAP_SOFT_DIRTY (UINT64_C(1) << 55)
 #define LOOK_ENTRIES       4096u /* pagemap entries read at once: 32 KiB */
 #define CLEAR_SOFT_DIRTY   "4"
+
+/* PAGEMAP_SCAN of Linux 6.7 and newer (Documentation/admin-guide/mm/pagemap.rst), which the headers of Debian 12 do not know: it names ranges of
+ * pages that have the bit, instead of 8 bytes for every page there is. */
+struct scan_range {
+    uint64_t start, end, categories;
+};
+struct scan {
+    uint64_t size, flags;
+    uint64_t start, end, walk_end; /* addresses; walk_end: how far it got */
+    uint64_t ranges, ranges_max;
+    uint64_t pages_max;
+    uint64_t inverted, mask, any, returned; /* categories */
+};
+#define SCAN            _IOWR('f', 16, struct scan)
+#define SCAN_SOFT_DIRTY (UINT64_C(1) << 7)
+#define SCAN_RANGES     1024u
 
 struct range { /* one mapping of the RAM file */
     uint64_t address;
@@ -30,7 +47,9 @@ struct mst_dirty {
     uint64_t in_set;
     struct range *ranges;
     unsigned range_count;
+    bool no_scan; /* this kernel has no PAGEMAP_SCAN, or not for these bits */
     uint64_t entries[LOOK_ENTRIES];
+    struct scan_range found[SCAN_RANGES];
 };
 
 int mst_dirty_probe(struct mst_why *why)
@@ -200,25 +219,69 @@ static void put(struct mst_dirty *dirty, uint64_t page)
     dirty->set[page / 64] |= bit;
 }
 
+/* Entries for want pages of a mapping from its page done on. Their number, or -errno. */
+static ssize_t entries_read(struct mst_dirty *dirty, const struct range *range, uint64_t done, uint64_t want)
+{
+    off_t at = (off_t)((range->address / MST_PAGE_BYTES + done) * sizeof(uint64_t));
+    ssize_t n;
+
+    do
+        n = pread(dirty->pagemap_fd, dirty->entries, want * sizeof(uint64_t), at);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return -errno;
+    return n < (ssize_t)sizeof(uint64_t) ? -ENXIO : n / (ssize_t)sizeof(uint64_t); /* -ENXIO: the process is gone */
+}
+
+/* -EOPNOTSUPP: nothing was looked at; -ESRCH: the process is gone. */
+static int scan_range(struct mst_dirty *dirty, const struct range *range)
+{
+    uint64_t end = range->address + range->pages * MST_PAGE_BYTES;
+    struct scan scan = {.size = sizeof(scan),
+                        .start = range->address,
+                        .end = end,
+                        .ranges = (uintptr_t)dirty->found,
+                        .ranges_max = SCAN_RANGES,
+                        .mask = SCAN_SOFT_DIRTY,
+                        .returned = SCAN_SOFT_DIRTY};
+
+    while (scan.start < end) {
+        int count = ioctl(dirty->pagemap_fd, SCAN, &scan);
+
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count < 0)
+            return scan.start == range->address && (errno == ENOTTY || errno == EINVAL) ? -EOPNOTSUPP : -errno;
+        for (int i = 0; i < count; i++)
+            for (uint64_t at = dirty->found[i].start; at < dirty->found[i].end; at += MST_PAGE_BYTES)
+                put(dirty, range->first_page + (at - range->address) / MST_PAGE_BYTES);
+        if (scan.walk_end <= scan.start)
+            return -EIO;
+        scan.start = scan.walk_end;
+    }
+    return 0;
+}
+
 static int look_range(struct mst_dirty *dirty, const struct range *range)
 {
     uint64_t done = 0;
 
-    while (done < range->pages) {
-        uint64_t want = range->pages - done < LOOK_ENTRIES ? range->pages - done : LOOK_ENTRIES;
-        off_t at = (off_t)((range->address / MST_PAGE_BYTES + done) * sizeof(uint64_t));
-        ssize_t n = pread(dirty->pagemap_fd, dirty->entries, want * sizeof(uint64_t), at);
+    if (!dirty->no_scan) {
+        int r = scan_range(dirty, range);
 
-        if (n < 0 && errno == EINTR)
-            continue;
+        if (r != -EOPNOTSUPP)
+            return r;
+        dirty->no_scan = true;
+    }
+    while (done < range->pages) {
+        ssize_t n = entries_read(dirty, range, done, range->pages - done < LOOK_ENTRIES ? range->pages - done : LOOK_ENTRIES);
+
         if (n < 0)
-            return -errno;
-        if (n < (ssize_t)sizeof(uint64_t))
-            return -ENXIO; /* the process is gone */
-        for (uint64_t i = 0; i < (uint64_t)n / sizeof(uint64_t); i++)
+            return (int)n;
+        for (uint64_t i = 0; i < (uint64_t)n; i++)
             if (dirty->entries[i] & PAGEMAP_SOFT_DIRTY)
                 put(dirty, range->first_page + done + i);
-        done += (uint64_t)n / sizeof(uint64_t);
+        done += (uint64_t)n;
     }
     return 0;
 }

@@ -11,11 +11,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <zstd.h>
 
@@ -392,6 +394,37 @@ START_TEST(dirty_pages_are_those_written_since_the_clearing)
 }
 END_TEST
 
+START_TEST(looking_at_a_process_that_has_ended_is_an_error_and_not_an_empty_set)
+{
+    enum { PAGES = 16 };
+    char path[100];
+    struct mst_dirty *dirty;
+    struct mst_why why;
+    int fd, ended;
+    pid_t pid;
+    uint8_t *ram;
+
+    snprintf(path, sizeof(path), "%s/ram", dir);
+    fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    ck_assert_int_eq(ftruncate(fd, PAGES * 4096), 0);
+    ram = mmap(NULL, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    ck_assert_ptr_ne(ram, MAP_FAILED);
+    pid = fork(); /* has the mapping, too */
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0)
+        for (;;)
+            pause();
+    ck_assert_msg(mst_dirty_open(pid, fd, PAGES * 4096, &dirty, &why) == 0, "%s", why.text);
+    ck_assert_int_ge(mst_dirty_look(dirty), 0);
+    ck_assert_int_eq(kill(pid, SIGKILL), 0);
+    ck_assert_int_eq(waitpid(pid, &ended, 0), pid);
+    ck_assert_int_lt(mst_dirty_look(dirty), 0);
+    mst_dirty_close(dirty);
+    munmap(ram, PAGES * 4096);
+    close(fd);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("agent parts");
@@ -410,6 +443,7 @@ int main(void)
     tcase_add_test(tcase, filled_shadow_becomes_the_first_checkpoint);
     tcase_add_test(tcase, areas_are_mapped_only_when_every_size_fits);
     tcase_add_test(tcase, dirty_pages_are_those_written_since_the_clearing);
+    tcase_add_test(tcase, looking_at_a_process_that_has_ended_is_an_error_and_not_an_empty_set);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);

@@ -53,6 +53,10 @@
     X(KILL_ASKED, "kill.asked", "keeper: all processes of vm are killed")                                                        \
     X(KILL_PROVED, "kill.proved", "keeper: none of vm's processes is left, or err")                                              \
     X(CHECKPOINT_PUBLISHED, "checkpoint.published", "agent: save seq of (vm, epoch) is published; the guest stood duration_us")  \
+    X(CHECKPOINT_TROUBLE, "checkpoint.trouble",                                                                                  \
+      "agent: the next checkpoint of (vm, epoch) does not come about, what says how; the last good one is save seq, "            \
+      "duration_us old")                                                                                                         \
+    X(CHECKPOINT_GOOD, "checkpoint.good", "agent: that is over with save seq, after duration_us")                                \
     X(VM_SAVED, "vm.saved", "agent: saved by order, stands still")                                                               \
     X(VM_RUNS, "vm.runs", "agent: the start is done, the guest runs")                                                            \
     X(CPU_RUN, "cpu.run", "agent: QEMU said RESUME: the guest's CPUs run")                                                       \

@@ -23,8 +23,9 @@
 #define MST_VM_PRIORITY_MAX   1000u
 #define MST_VM_RESTARTS_MAX   20u    /* restarts-max */
 #define MST_VM_RESTARTS_S_MAX 86400u /* restarts-window-s */
-#define MST_CHECKPOINT_MS_MIN 20u    /* checkpoint-interval-ms: a pause takes some 10 ms */
+#define MST_CHECKPOINT_MS_MIN 5u     /* checkpoint-interval-ms: a pause takes some 3 ms where a machine is quick */
 #define MST_CHECKPOINT_MS_MAX 600000u
+#define MST_STALL_PERCENT_MAX 50u         /* checkpoint-stall-max-percent: a guest runs at least as long as it stands */
 #define MST_MESSAGE_BYTES_MAX (64u << 10) /* one control message, frame header included */
 #define MST_READ_BYTES_MAX    (1u << 20)  /* one RDMA READ or WRITE work request (rxe's limit is 8 MiB) */
 #define MST_PULL_MS_PER_MIB   100u        /* what an order to start waits for the memory of its VM: links of 10 MB/s and more */

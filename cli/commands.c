@@ -132,6 +132,7 @@ static const struct show_column vm_columns[] = {
     {"CHECKPOINT", "save_seq", NULL, 1},
     {"AGE", "save_age_ms", " ms", 1},
     {"PAUSE", "pause_us", " us", 1},
+    {"EVERY", "interval_ms", " ms", 1},
     {"MIRROR", "mirror", NULL, 0},
     {"NOTE", "text", NULL, 0},
 };

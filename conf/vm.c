@@ -18,7 +18,7 @@ struct vm_yaml {
     char *machine, *cpu;
     struct boot_yaml boot;
     int protect, mirror_apart, on_node_fault, on_vm_fault;
-    uint32_t checkpoint_interval_ms, priority, restarts_max, restarts_window_s;
+    uint32_t checkpoint_interval_ms, checkpoint_stall_max_percent, priority, restarts_max, restarts_window_s;
     char **allowed_nodes;
     unsigned allowed_nodes_count;
 };
@@ -68,6 +68,7 @@ static const cyaml_schema_field_t vm_fields[] = {
     CYAML_FIELD_ENUM("protect", WORD, struct vm_yaml, protect, protect_words, CYAML_ARRAY_LEN(protect_words)),
     CYAML_FIELD_ENUM("mirror-apart", WORD, struct vm_yaml, mirror_apart, mirror_apart_words, CYAML_ARRAY_LEN(mirror_apart_words)),
     CYAML_FIELD_UINT("checkpoint-interval-ms", CYAML_FLAG_OPTIONAL, struct vm_yaml, checkpoint_interval_ms),
+    CYAML_FIELD_UINT("checkpoint-stall-max-percent", CYAML_FLAG_OPTIONAL, struct vm_yaml, checkpoint_stall_max_percent),
     CYAML_FIELD_ENUM("on-node-fault", WORD, struct vm_yaml, on_node_fault, on_node_fault_words,
                      CYAML_ARRAY_LEN(on_node_fault_words)),
     CYAML_FIELD_ENUM("on-vm-fault", WORD, struct vm_yaml, on_vm_fault, on_vm_fault_words, CYAML_ARRAY_LEN(on_vm_fault_words)),
@@ -93,6 +94,7 @@ static const struct mst_rule rules[] = {
     {"boot.append", MST_RULE_LINE, 0, 2047, NULL},
     {"boot.state", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
     {"checkpoint-interval-ms", MST_RULE_NUMBER, MST_CHECKPOINT_MS_MIN, MST_CHECKPOINT_MS_MAX, NULL},
+    {"checkpoint-stall-max-percent", MST_RULE_NUMBER, 1, MST_STALL_PERCENT_MAX, NULL},
     {"priority", MST_RULE_NUMBER, 0, MST_VM_PRIORITY_MAX, NULL},
     {"restarts-max", MST_RULE_NUMBER, 1, MST_VM_RESTARTS_MAX, NULL},
     {"restarts-window-s", MST_RULE_NUMBER, 1, MST_VM_RESTARTS_S_MAX, NULL},
@@ -187,6 +189,7 @@ int mst_vm_definition_check(const Mainstay__VmDefinition *def, struct mst_why *w
         def->protect != MAINSTAY__PROTECT__PROTECT_MIRROR)
         return mst_why_set(why, -EINVAL, "mirror-apart: is rack without protect: mirror, allowed only with it");
     r = r < 0 ? r : check_number("checkpoint-interval-ms", def->checkpoint_interval_ms, why);
+    r = r < 0 ? r : check_number("checkpoint-stall-max-percent", def->checkpoint_stall_max_percent, why);
     r = r < 0 ? r
               : check_word("on-node-fault", def->on_node_fault, on_node_fault_words, CYAML_ARRAY_LEN(on_node_fault_words), why);
     r = r < 0 ? r : check_word("on-vm-fault", def->on_vm_fault, on_vm_fault_words, CYAML_ARRAY_LEN(on_vm_fault_words), why);
@@ -213,7 +216,7 @@ static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *v
     def->boot_append = vm->boot.append;
     def->boot_state = vm->boot.state;
     /* Every value goes out, also those that are today's defaults: another version may have other ones. */
-    def->has_vcpus = def->has_protect = def->has_checkpoint_interval_ms = 1;
+    def->has_vcpus = def->has_protect = def->has_checkpoint_interval_ms = def->has_checkpoint_stall_max_percent = 1;
     def->has_on_node_fault = def->has_on_vm_fault = def->has_priority = 1;
     def->has_restarts_max = def->has_restarts_window_s = def->has_mirror_apart = 1;
     if (mst_yaml_has(yaml, "vcpus"))
@@ -224,6 +227,8 @@ static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *v
         def->mirror_apart = (Mainstay__MirrorApart)vm->mirror_apart;
     if (mst_yaml_has(yaml, "checkpoint-interval-ms"))
         def->checkpoint_interval_ms = vm->checkpoint_interval_ms;
+    if (mst_yaml_has(yaml, "checkpoint-stall-max-percent"))
+        def->checkpoint_stall_max_percent = vm->checkpoint_stall_max_percent;
     if (mst_yaml_has(yaml, "on-node-fault"))
         def->on_node_fault = (Mainstay__OnFault)vm->on_node_fault;
     if (mst_yaml_has(yaml, "on-vm-fault"))

@@ -146,6 +146,24 @@ enum mst_save_source {
     MST_SAVE_RAM = 2,    /* RAM = the ram region itself; true only while the guest stays stopped */
 };
 
+enum mst_save_pace {                           /* why checkpoints come as often as they do */
+                     MST_SAVE_PACE_SET = 0,    /* as the definition says */
+                     MST_SAVE_PACE_STALL = 1,  /* oftener, the VM would stand still for more of the time than it may */
+                     MST_SAVE_PACE_COPY = 2,   /* one takes so long on its node */
+                     MST_SAVE_PACE_MIRROR = 3, /* its mirrors take so long for one */
+};
+
+enum mst_save_trouble { /* why there is no newer checkpoint, or none like it should be */
+                        MST_SAVE_TROUBLE_NONE = 0,
+                        MST_SAVE_TROUBLE_FAILED = 1,  /* QEMU refused it, or it could not be written */
+                        MST_SAVE_TROUBLE_SILENT = 2,  /* QEMU does not answer */
+                        MST_SAVE_TROUBLE_STOPPED = 3, /* somebody else stopped the guest */
+                        MST_SAVE_TROUBLE_LATE = 4,    /* the one under way takes too long */
+                        MST_SAVE_TROUBLE_MIRROR = 5,  /* the mirrors do not take it */
+                        MST_SAVE_TROUBLE_WHOLE =
+                            6, /* there is one, but its pages did not fit the delta: the guest stood for all of its RAM */
+};
+
 struct mst_save_record {  /* body: which bytes make up checkpoint (vm, epoch, seq) */
     uint64_t seq;         /* 1, 2, ... within one epoch */
     uint32_t source;      /* enum mst_save_source */
@@ -160,7 +178,13 @@ struct mst_save_record {  /* body: which bytes make up checkpoint (vm, epoch, se
     uint64_t pause_ns;      /* how long the guest stood still for it */
     uint64_t taken_boot_ns; /* the node's mst_now_ns at that moment */
     uint64_t ram_digest;    /* mst_save_digest over the checksums of all pages: binds the tables to this record */
-    uint8_t reserved[144];
+    uint32_t pages;         /* in this checkpoint */
+    uint32_t
+        interval_ms; /* from checkpoint to checkpoint at present; 0: not said. This and what follows: also where source is none */
+    uint32_t pace;   /* enum mst_save_pace: why */
+    uint32_t trouble;         /* enum mst_save_trouble: with the next checkpoint */
+    uint64_t trouble_wall_ms; /* since when */
+    uint8_t reserved[120];
 };
 static_assert(sizeof(struct mst_save_record) == MST_PUB_BODY_MAX, "wire layout");
 

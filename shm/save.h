@@ -101,6 +101,15 @@ uint64_t mst_save_next_digest(const struct mst_save_writer *writer);
  * protect none; for protect local call shadow_from_ram instead). Must be called before the guest continues. */
 void mst_save_withdraw(struct mst_save_writer *writer);
 
+/* For people: rides on every record from here on. Published at once when now, and as the same checkpoint: seq, pages and state stay. */
+struct mst_save_note {
+    uint32_t interval_ms;
+    enum mst_save_pace pace;
+    enum mst_save_trouble trouble;
+    uint64_t trouble_wall_ms;
+};
+void mst_save_note(struct mst_save_writer *writer, const struct mst_save_note *note, bool now);
+
 /* --- reading back (private copies; every byte is hostile) ---
  *
  *   1 the record: copy both slots, mst_pub_pick, mst_save_record_check

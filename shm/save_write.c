@@ -11,6 +11,7 @@ struct mst_save_writer {
     struct mst_delta_layout delta;
     uint64_t pages;
     struct mst_save_record record; /* as published last; zero before the first */
+    struct mst_save_note note;     /* goes out with it */
     uint32_t staged;               /* entries of the delta that are filled; while unsettled, the same as record.delta_pages */
     uint32_t *page_of;             /* page of each entry; private, so that a damaged table cannot make apply write astray */
     uint32_t *entry_of;            /* per page: entry + 1, 0: not staged */
@@ -58,6 +59,10 @@ static bool unsettled(const struct mst_save_writer *writer)
 
 static void publish(struct mst_save_writer *writer)
 {
+    writer->record.interval_ms = writer->note.interval_ms;
+    writer->record.pace = writer->note.pace;
+    writer->record.trouble = writer->note.trouble;
+    writer->record.trouble_wall_ms = writer->note.trouble_wall_ms;
     mst_pub_write(writer->map.record, writer->map.epoch, writer->map.instance, &writer->record, sizeof(writer->record));
 }
 
@@ -345,7 +350,7 @@ int mst_save_commit(struct mst_save_writer *writer, uint64_t device_bytes, uint6
     if (unsettled(writer))
         return -EBUSY;
     next = next_record(writer, MST_SAVE_SHADOW, device_bytes, pause_ns, wall_ms, boot_ns);
-    next.delta_pages = writer->staged;
+    next.pages = next.delta_pages = writer->staged;
     next.delta_table_crc32c = mst_crc32c(delta_table(writer), writer->staged * sizeof(struct mst_delta_entry));
     next.ram_digest = mst_save_next_digest(writer);
     writer->record = next;
@@ -388,6 +393,7 @@ int mst_save_commit_ram(struct mst_save_writer *writer, uint64_t device_bytes, u
     if (device_bytes == 0 || device_bytes > MST_DEVICE_BYTES_MAX)
         return -EMSGSIZE;
     next = next_record(writer, MST_SAVE_RAM, device_bytes, pause_ns, wall_ms, boot_ns);
+    next.pages = (uint32_t)writer->pages;
     next.delta_table_crc32c = mst_crc32c(NULL, 0);
     forget_filled(writer); /* shadow_from_ram writes the shadow without it */
     for (uint64_t page = 0; page < writer->pages; page++) {
@@ -487,6 +493,7 @@ int mst_save_commit_filled(struct mst_save_writer *writer, uint64_t device_bytes
     next = next_record(writer, MST_SAVE_SHADOW, device_bytes, pause_ns, wall_ms, boot_ns);
     next.delta_table_crc32c = mst_crc32c(NULL, 0);
     next.ram_digest = writer->filled_digest;
+    next.pages = (uint32_t)writer->pages;
     writer->record = next;
     MST_POINT("save.commit");
     publish(writer);
@@ -507,4 +514,11 @@ void mst_save_withdraw(struct mst_save_writer *writer)
     publish(writer);
     publish(writer);
     drop_staged(writer);
+}
+
+void mst_save_note(struct mst_save_writer *writer, const struct mst_save_note *note, bool now)
+{
+    writer->note = *note;
+    if (now)
+        publish(writer);
 }

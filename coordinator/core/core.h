@@ -232,6 +232,18 @@ void mst_core_managed(struct mst_core *core, const struct mst_time *now, unsigne
 /* Whether read_slots can work (a WATCH link is open and its keys are known). */
 void mst_core_readable(struct mst_core *core, const struct mst_time *now, unsigned node, bool readable);
 
+/* As in the save record (shm/layout.h); io/slots.c holds them against each other. */
+enum mst_slot_pace { MST_SLOT_PACE_SET, MST_SLOT_PACE_STALL, MST_SLOT_PACE_COPY, MST_SLOT_PACE_MIRROR, MST_SLOT_PACES };
+enum mst_slot_trouble {
+    MST_SLOT_TROUBLE_NONE,
+    MST_SLOT_TROUBLE_FAILED,
+    MST_SLOT_TROUBLE_SILENT,
+    MST_SLOT_TROUBLE_STOPPED,
+    MST_SLOT_TROUBLE_LATE,
+    MST_SLOT_TROUBLE_MIRROR,
+    MST_SLOT_TROUBLE_WHOLE,
+    MST_SLOT_TROUBLES
+};
 struct mst_slot { /* one VM slot of a node's main storage, checked */
     char vm[MST_NAME_BYTES];
     uint64_t epoch;
@@ -241,6 +253,10 @@ struct mst_slot { /* one VM slot of a node's main storage, checked */
     uint64_t save_epoch, save_seq; /* usable save; seq 0: none */
     uint32_t save_source;
     uint64_t taken_wall_ms, pause_us;
+    /* For people, also without a save; 0: not said. */
+    uint32_t interval_ms, pages;
+    uint32_t pace, trouble; /* enum mst_slot_pace, enum mst_slot_trouble */
+    uint64_t trouble_wall_ms;
     uint32_t image_state; /* of an image: enum mst_slot_image */
     uint64_t log_id;      /* of an image */
 };
@@ -365,6 +381,10 @@ struct mst_vm_look {
     int node;          /* index where it runs or last ran, -1 */
     uint64_t save_seq; /* 0: none known */
     uint64_t save_wall_ms, pause_us;
+    uint32_t interval_ms, pages; /* of checkpoints at present, in the last one; 0: not known */
+    char pace[MST_TEXT_BYTES];   /* why that interval, in words */
+    const char *trouble;         /* with the next checkpoint; NULL: none */
+    uint64_t trouble_wall_ms;    /* since when */
     char text[MST_TEXT_BYTES];
     /* protect mirror */
     struct mst_mirror_look mirrors[MST_MIRRORS_MAX];

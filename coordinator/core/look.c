@@ -115,6 +115,54 @@ void mst_core_node(const struct mst_core *core, const struct mst_time *now, unsi
         manage_text(node, ret->text, sizeof(ret->text));
 }
 
+static const char *const trouble_words[MST_SLOT_TROUBLES] = {
+    [MST_SLOT_TROUBLE_FAILED] = "QEMU refused the next one, or it could not be written",
+    [MST_SLOT_TROUBLE_SILENT] = "QEMU does not answer",
+    [MST_SLOT_TROUBLE_STOPPED] = "somebody else stopped the guest",
+    [MST_SLOT_TROUBLE_LATE] = "the next one takes too long",
+    [MST_SLOT_TROUBLE_MIRROR] = "its mirrors do not take the last one",
+    [MST_SLOT_TROUBLE_WHOLE] = "there is too much in one for its delta, so that the guest stands for all of its memory",
+};
+static const char *const trouble_names[MST_SLOT_TROUBLES] = {
+    [MST_SLOT_TROUBLE_FAILED] = "failed", [MST_SLOT_TROUBLE_SILENT] = "silent", [MST_SLOT_TROUBLE_STOPPED] = "stopped",
+    [MST_SLOT_TROUBLE_LATE] = "late",     [MST_SLOT_TROUBLE_MIRROR] = "mirror", [MST_SLOT_TROUBLE_WHOLE] = "whole",
+};
+
+/* Why checkpoints come as often as they do. */
+static void pace_look(const struct mst_slot *s, struct mst_vm_look *ret)
+{
+    static const char *const words[MST_SLOT_PACES] = {
+        [MST_SLOT_PACE_SET] = "as its definition says",
+        [MST_SLOT_PACE_STALL] = "oftener it would stand still for too much of the time",
+        [MST_SLOT_PACE_COPY] = "one takes so long on its node",
+        [MST_SLOT_PACE_MIRROR] = "its mirrors take so long for one",
+    };
+
+    ret->interval_ms = s->interval_ms;
+    ret->pages = s->pages;
+    if (s->interval_ms != 0)
+        text_set(ret->pace, sizeof(ret->pace), "%s", words[s->pace]);
+}
+
+static void trouble_look(const struct mst_core *core, const struct mst_slot *s, struct mst_vm_look *ret)
+{
+    uint64_t wall_ms = core->now.wall_ms, age_ms = wall_ms > s->taken_wall_ms ? wall_ms - s->taken_wall_ms : 0;
+
+    if (s->trouble == MST_SLOT_TROUBLE_NONE)
+        return;
+    ret->trouble = trouble_names[s->trouble];
+    ret->trouble_wall_ms = s->trouble_wall_ms;
+    if (ret->text[0])
+        return; /* that comes first */
+    if (s->trouble == MST_SLOT_TROUBLE_WHOLE)
+        text_set(ret->text, sizeof(ret->text), "checkpoints: %s", trouble_words[s->trouble]);
+    else if (s->save_seq == 0)
+        text_set(ret->text, sizeof(ret->text), "no checkpoint yet: %s", trouble_words[s->trouble]);
+    else
+        text_set(ret->text, sizeof(ret->text), "last good checkpoint %" PRIu64 ", %" PRIu64 ".%" PRIu64 " s old: %s", s->save_seq,
+                 age_ms / 1000, age_ms % 1000 / 100, trouble_words[s->trouble]);
+}
+
 static bool vm_look(const struct mst_core *core, const struct vm *vm, struct mst_vm_look *ret)
 {
     const struct held *held = NULL;
@@ -136,6 +184,10 @@ static bool vm_look(const struct mst_core *core, const struct vm *vm, struct mst
     else if (vm->rec >= 0)
         text_set(ret->text, sizeof(ret->text), "%s%s%.150s", mst_rec_state_name(core->recs[vm->rec].d.state),
                  core->recs[vm->rec].why[0] ? ": " : "", core->recs[vm->rec].why);
+    if (held && vm->d.phase == MST_VM_RUNNING) {
+        pace_look(&held->s, ret);
+        trouble_look(core, &held->s, ret);
+    }
     return true;
 }
 

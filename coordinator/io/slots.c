@@ -43,6 +43,28 @@ static uint32_t delta_capacity(const struct mst_vm_slot *slot)
     return mst_delta_layout(all, &layout) == 0 && layout.bytes == slot->delta_bytes ? all : mst_delta_capacity(slot->ram_bytes);
 }
 
+/* Of no matter for any decision: what is not known here is not shown. */
+static void parse_note(const struct mst_save_record *record, struct mst_slot *ret)
+{
+    static_assert(MST_SLOT_PACE_STALL == (int)MST_SAVE_PACE_STALL && MST_SLOT_PACE_COPY == (int)MST_SAVE_PACE_COPY &&
+                      MST_SLOT_PACE_MIRROR == (int)MST_SAVE_PACE_MIRROR,
+                  "core.h repeats shm/layout.h");
+    static_assert(
+        MST_SLOT_TROUBLE_FAILED == (int)MST_SAVE_TROUBLE_FAILED && MST_SLOT_TROUBLE_SILENT == (int)MST_SAVE_TROUBLE_SILENT &&
+            MST_SLOT_TROUBLE_STOPPED == (int)MST_SAVE_TROUBLE_STOPPED && MST_SLOT_TROUBLE_LATE == (int)MST_SAVE_TROUBLE_LATE &&
+            MST_SLOT_TROUBLE_MIRROR == (int)MST_SAVE_TROUBLE_MIRROR && MST_SLOT_TROUBLE_WHOLE == (int)MST_SAVE_TROUBLE_WHOLE,
+        "core.h repeats shm/layout.h");
+
+    if (record->interval_ms > MST_CHECKPOINT_MS_MAX * 10 || record->pace >= MST_SLOT_PACES ||
+        record->trouble >= MST_SLOT_TROUBLES)
+        return;
+    ret->interval_ms = record->interval_ms;
+    ret->pace = record->pace;
+    ret->pages = record->pages;
+    ret->trouble = record->trouble;
+    ret->trouble_wall_ms = record->trouble_wall_ms;
+}
+
 static void parse_save(const struct mst_vm_entry *first, const struct mst_vm_entry *again, bool final,
                        const struct mst_vm_slot *slot, struct mst_slot *ret, struct mst_slots_read *read)
 {
@@ -60,6 +82,7 @@ static void parse_save(const struct mst_vm_entry *first, const struct mst_vm_ent
     }
     if (head.epoch != ret->epoch)
         return; /* of whoever had the slot before */
+    parse_note(&record, ret);
     r = mst_save_record_check(&record, slot->ram_bytes, capacity, NULL);
     if (r == -ENODATA)
         return;

@@ -148,6 +148,13 @@ static bool add_vm(struct app *app, struct buffer *b, const struct mst_vm_look *
         v->pause_us = look->pause_us;
         v->save_age_ms = b->now.wall_ms > look->save_wall_ms ? b->now.wall_ms - look->save_wall_ms : 0;
     }
+    v->has_interval_ms = v->has_pages = look->interval_ms != 0;
+    v->interval_ms = look->interval_ms;
+    v->pages = look->pages;
+    v->pace = look->pace[0] ? look->pace : NULL;
+    v->trouble = (char *)(uintptr_t)look->trouble;
+    v->has_trouble_wall_ms = look->trouble != NULL;
+    v->trouble_wall_ms = look->trouble_wall_ms;
     v->text = look->text[0] ? look->text : NULL;
     fill_mirrors(app, b, look, v);
     if (!fits(b, mainstay__vm_view__get_packed_size(v))) {

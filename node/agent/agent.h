@@ -6,6 +6,7 @@
 #include "node/agent/keeper_port.h"
 #include "node/agent/load.h"
 #include "node/agent/mce.h"
+#include "node/agent/pace.h"
 #include "node/agent/resume.h"
 #include "node/agent/stats.h"
 #include "node/agent/told.h"
@@ -24,8 +25,9 @@
  *   vm_order      orders to start: refused, joined, begun
  *   vm_start      areas, pull or unpack, QEMU, load, run; and undoing all that
  *   vm_run        checkpoints, save and continue, faults of the running VM
+ *   vm_trouble    checkpoints that do not come about: told, until there is a good one
  *   vm_attach     taking up a VM that an earlier agent left running
- *   qmp, resume, load, checkpoint, dirty, vmmap, qemu_args, saved_state   the tools; no keeper in them
+ *   qmp, resume, load, checkpoint, pace, dirty, vmmap, qemu_args, saved_state   the tools; no keeper in them
  *   mce           machine checks and memory errors of the node; faults: what is reported, how often */
 
 #define MST_AGENT_BEAT_MS         20u
@@ -35,6 +37,8 @@
 #define MST_VM_RECONNECT_MS       500u
 #define MST_VM_PING_MS            1000u
 #define MST_CKPT_AFTER_FAILURE_MS 1000u
+#define MST_CKPT_FIRST_MS_PER_MIB 10u
+#define MST_CKPT_OVERDUE_MS       5000u /* a checkpoint that is later than its interval by so much is told of */
 #define MST_STATS_MS              60000u
 #define MST_WAITERS_MAX           8u
 
@@ -119,7 +123,14 @@ struct mst_vm {
     bool ping_waits;
     unsigned put_waits; /* answers of the keeper that are out: till then the last delta must stay as it is, for the mirrors */
     bool ckpt_due;      /* and the next checkpoint waits for that */
-    uint64_t ckpt_begun_ms, ckpt_warned_ms;
+    bool took_waits;    /* the last one is done but for that: then the next one's time is known */
+    uint64_t ckpt_begun_ns, pace_told_ms;
+    struct mst_pace pace;
+    struct mst_pace_took took;
+    struct mst_save_note note; /* as it goes out with the next record */
+    uint64_t good_seq;         /* newest good checkpoint, as this thread knows: the writer may be with a worker just now */
+    uint64_t runs_ns, good_ns,
+        trouble_ns; /* since when: it runs here, the last good checkpoint is (0: none here), there is trouble */
     struct mst_stats stats;
     void (*ckpt_gone)(struct mst_vm *vm);
 };
@@ -196,6 +207,15 @@ void mst_vm_run_disconnected(struct mst_vm *vm, const struct mst_why *why); /* m
 void mst_vm_went_silent(struct mst_vm *vm, const struct mst_why *why);
 void mst_vm_saw_panic(struct mst_vm *vm);
 void mst_vm_run_stop(struct mst_vm *vm); /* timers off, open save and continue orders answered with err */
+
+/* --- vm_trouble.c --- */
+bool mst_vm_is_protected(const struct mst_vm *vm);
+/* The next checkpoint does not come about, or not as it should. Told when it begins, and when it is another trouble than before. */
+__attribute__((format(printf, 3, 4))) void mst_vm_trouble(struct mst_vm *vm, enum mst_save_trouble trouble, const char *text,
+                                                          ...);
+void mst_vm_trouble_over(struct mst_vm *vm);  /* there is a good one */
+void mst_vm_trouble_look(struct mst_vm *vm);  /* once a second: is one overdue? */
+void mst_vm_trouble_begin(struct mst_vm *vm); /* a checkpointer was made: the note goes out with its first checkpoint */
 
 /* --- vm_attach.c --- */
 void mst_vm_attach(struct mst_agent *agent, const Mainstay__AgentVm *left);

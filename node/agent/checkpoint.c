@@ -78,6 +78,14 @@ static void maybe_free(struct mst_ckpt *ckpt)
         freed(arg);
 }
 
+static void note_put(struct mst_ckpt *ckpt)
+{
+    if (!ckpt->note_waits || ckpt->working || ckpt->freeing)
+        return;
+    mst_save_note(ckpt->conf.writer, &ckpt->note, ckpt->note_now);
+    ckpt->note_waits = ckpt->note_now = false;
+}
+
 static void work_done(uv_work_t *work, int status)
 {
     struct mst_ckpt *ckpt = work->data;
@@ -88,6 +96,7 @@ static void work_done(uv_work_t *work, int status)
         maybe_free(ckpt);
         return;
     }
+    note_put(ckpt);
     switch (ckpt->state) {
     case ST_MARKING:
         marked(ckpt);
@@ -532,6 +541,14 @@ int mst_ckpt_resume(struct mst_ckpt *ckpt)
     MST_FAULT("checkpoint.continue", return -EIO);
     enter_continuing(ckpt);
     return 0;
+}
+
+void mst_ckpt_note(struct mst_ckpt *ckpt, const struct mst_save_note *note, bool now)
+{
+    ckpt->note = *note;
+    ckpt->note_now = ckpt->note_now || now;
+    ckpt->note_waits = true;
+    note_put(ckpt);
 }
 
 bool mst_ckpt_busy(const struct mst_ckpt *ckpt)

@@ -70,6 +70,8 @@ int mst_ckpt_new(const struct mst_ckpt_conf *conf, const struct mst_ckpt_events 
 int mst_ckpt_take(struct mst_ckpt *ckpt, enum mst_ckpt_mode mode);
 /* Lets the guest run again after MST_CKPT_STAY; a save in RAM is withdrawn before. -EINVAL (it does not stand), -EBUSY. */
 int mst_ckpt_resume(struct mst_ckpt *ckpt);
+/* What rides on the save record (shm/save.h); now: also on the present one, as soon as no worker has the writer. */
+void mst_ckpt_note(struct mst_ckpt *ckpt, const struct mst_save_note *note, bool now);
 bool mst_ckpt_busy(const struct mst_ckpt *ckpt);
 const char *mst_ckpt_state(const struct mst_ckpt *ckpt);
 /* Events of the monitor are handed on here: MIGRATION and GUEST_PANICKED are looked at. */

@@ -51,7 +51,9 @@ struct mst_ckpt {
 
     uv_work_t work;
     bool working;
-    int work_err; /* written by the worker, read when it is done */
+    struct mst_save_note note;
+    bool note_waits, note_now; /* until the worker is done */
+    int work_err;              /* written by the worker, read when it is done */
     uint64_t work_ns;
 
     bool freeing, timer_closed;

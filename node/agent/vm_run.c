@@ -7,17 +7,11 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define WARN_AGAIN_MS  10000u
-#define RUN_PER_PAUSE  2u
+#define PACE_AGAIN_MS  10000u
 #define SPARE_FRESH_MS 2000u /* it is asked every MST_VM_PING_MS */
 
 static void schedule(struct mst_vm *vm, uint64_t delay_ms);
 static void hold(struct mst_vm *vm);
-
-static bool is_protected(const struct mst_vm *vm)
-{
-    return vm->definition->protect != MAINSTAY__PROTECT__PROTECT_NONE;
-}
 
 /* --- silence --- */
 
@@ -86,6 +80,8 @@ static void on_ping(uv_timer_t *timer)
 {
     struct mst_vm *vm = timer->data;
 
+    if (vm->state == VM_RUNNING)
+        mst_vm_trouble_look(vm);
     if (vm->state != VM_RUNNING || vm->ping_waits || mst_ckpt_busy(vm->ckpt))
         return; /* the commands of a checkpoint have deadlines of their own */
     if (mst_qmp_execute(vm->qmp, "query-status", NULL, -1, MST_QMP_SILENT_MS, on_pong, vm) == 0)
@@ -106,41 +102,47 @@ static void on_tick(uv_timer_t *timer)
     vm->ckpt_due = vm->put_waits > 0;
     if (vm->put_waits > 0)
         return; /* on_put */
-    vm->ckpt_begun_ms = mst_now_ms();
+    vm->ckpt_begun_ns = mst_now_ns();
+    vm->took = (struct mst_pace_took){0};
+    vm->took_waits = false;
     r = mst_ckpt_take(vm->ckpt, MST_CKPT_RUN_ON);
     if (r < 0) {
         log_warning("vm=%s epoch=%" PRIu64 " checkpoint not begun (%s): %s", vm->definition->name, vm->epoch,
                     mst_ckpt_state(vm->ckpt), mst_errname(r));
+        mst_vm_trouble(vm, MST_SAVE_TROUBLE_FAILED, "it cannot be begun: %s", mst_errname(r));
         schedule(vm, MST_CKPT_AFTER_FAILURE_MS);
     }
 }
 
 static void schedule(struct mst_vm *vm, uint64_t delay_ms)
 {
-    if (is_protected(vm))
+    if (mst_vm_is_protected(vm))
         uv_timer_start(&vm->timer, on_tick, delay_ms, 0);
 }
 
-/* From start to start, but never before the one before has settled; and a guest runs at least twice as long as it stood, however
- * slow the node is: late saves are better than a guest that never gets anywhere. */
-static void schedule_next(struct mst_vm *vm, const struct mst_ckpt_report *report)
+/* What the last one took is known: here, and by the mirrors. */
+static void schedule_next(struct mst_vm *vm)
 {
-    uint64_t interval_ms = vm->definition->checkpoint_interval_ms, now_ms = mst_now_ms(), took_ms = now_ms - vm->ckpt_begun_ms;
-    uint64_t runs_ns = RUN_PER_PAUSE * report->pause_ns;
-    uint64_t rest_ms =
-        runs_ns > report->apply_ns ? (runs_ns - report->apply_ns) / MST_NS_PER_MS : 0; /* it ran while that was applied */
-    uint64_t delay_ms = took_ms < interval_ms ? interval_ms - took_ms : 0;
+    static const char *const words[] = {[MST_SAVE_PACE_SET] = "as its definition says",
+                                        [MST_SAVE_PACE_STALL] = "oftener it would stand still for too much of the time",
+                                        [MST_SAVE_PACE_COPY] = "one takes so long on this node",
+                                        [MST_SAVE_PACE_MIRROR] = "its mirrors take so long for one"};
+    uint64_t next_ns, passed_ns = mst_now_ns() - vm->ckpt_begun_ns, now_ms = mst_now_ms();
+    enum mst_save_pace pace;
 
-    if (took_ms > interval_ms) {
-        vm->stats.late++;
-        if (now_ms >= vm->ckpt_warned_ms + WARN_AGAIN_MS || vm->ckpt_warned_ms == 0) {
-            vm->ckpt_warned_ms = now_ms;
-            log_warning("vm=%s epoch=%" PRIu64 " checkpoint %" PRIu64 " took %" PRIu64 " ms, its interval is %" PRIu64
-                        " ms: this node is too slow for it, saves are older than they should be",
-                        vm->definition->name, vm->epoch, report->seq, took_ms, interval_ms);
-        }
+    next_ns = mst_pace_next_ns(&vm->pace, &vm->took, &pace);
+    vm->stats.late += pace != MST_SAVE_PACE_SET;
+    vm->note.interval_ms = (uint32_t)((next_ns + MST_NS_PER_MS - 1) / MST_NS_PER_MS);
+    if (pace != vm->note.pace && (now_ms >= vm->pace_told_ms + PACE_AGAIN_MS || vm->pace_told_ms == 0)) {
+        vm->pace_told_ms = now_ms;
+        log_info("vm=%s epoch=%" PRIu64 " a checkpoint every %" PRIu32 " ms, its interval is %" PRIu32 " ms: %s (pause %" PRIu64
+                 " us, %" PRIu64 " ms here, %" PRIu64 " ms until its mirrors had it)",
+                 vm->definition->name, vm->epoch, vm->note.interval_ms, vm->definition->checkpoint_interval_ms, words[pace],
+                 vm->took.pause_ns / 1000, vm->took.own_ns / MST_NS_PER_MS, vm->took.put_ns / MST_NS_PER_MS);
     }
-    schedule(vm, delay_ms > rest_ms ? delay_ms : rest_ms);
+    vm->note.pace = pace;
+    mst_ckpt_note(vm->ckpt, &vm->note, false);
+    schedule(vm, next_ns > passed_ns ? (next_ns - passed_ns + MST_NS_PER_MS - 1) / MST_NS_PER_MS : 0);
 }
 
 static void took(struct mst_vm *vm, const struct mst_ckpt_report *report)
@@ -161,6 +163,17 @@ static void took(struct mst_vm *vm, const struct mst_ckpt_report *report)
                                   .seq = report->seq,
                                   .duration_us = report->pause_ns / 1000});
     mst_stats_add(&vm->stats, report);
+    vm->took.pause_ns = report->mark_ns + report->pause_ns;
+    vm->took.own_ns = mst_now_ns() - vm->ckpt_begun_ns;
+    vm->took_waits = vm->put_waits > 0;
+    vm->good_ns = mst_now_ns();
+    vm->good_seq = report->seq;
+    if (report->whole)
+        mst_vm_trouble(vm, MST_SAVE_TROUBLE_WHOLE,
+                       "its pages do not fit into the delta: it stood for all of its memory, %" PRIu64 " ms",
+                       report->pause_ns / MST_NS_PER_MS);
+    else if (vm->note.trouble != MST_SAVE_TROUBLE_MIRROR)
+        mst_vm_trouble_over(vm);
     if (report->seq == 1)
         log_info("vm=%s epoch=%" PRIu64 " first checkpoint: from here on it survives the end of its QEMU", vm->definition->name,
                  vm->epoch);
@@ -172,6 +185,7 @@ static void not_taken(struct mst_vm *vm, int err, const struct mst_ckpt_report *
 
     vm->stats.failed++;
     log_warning("vm=%s epoch=%" PRIu64 " checkpoint failed: %s", vm->definition->name, vm->epoch, why->text);
+    mst_vm_trouble(vm, MST_SAVE_TROUBLE_FAILED, "%s", why->text);
     if (report->stands && err != -ENOTCONN && err != -ECANCELED) {
         mst_why_set(&stands, err, "the guest stands and cannot be continued: %s", why->text);
         vm->stopped_by_other = true;
@@ -211,7 +225,8 @@ static void on_done(struct mst_ckpt *ckpt, int err, const struct mst_ckpt_report
     case VM_RUNNING:
         if (err == 0) {
             took(vm, report);
-            schedule_next(vm, report);
+            if (!vm->took_waits) /* otherwise on_put */
+                schedule_next(vm);
         } else {
             not_taken(vm, err, report, why);
             schedule(vm, MST_CKPT_AFTER_FAILURE_MS);
@@ -262,14 +277,21 @@ static void on_put(int err, const mst_envelope *reply, const struct mst_why *why
     vm->put_waits--;
     if (vm->put_waits > 0)
         return; /* asked again since */
-    if (err)
+    vm->took.put_ns = mst_now_ns() - vm->ckpt_begun_ns;
+    if (err) {
         log_notice("vm=%s epoch=%" PRIu64 " its mirrors do not get this checkpoint: %s", vm->definition->name, vm->epoch,
                    why->text);
+        mst_vm_trouble(vm, MST_SAVE_TROUBLE_MIRROR, "its mirrors do not get it: %s", why->text);
+    } else if (vm->note.trouble == MST_SAVE_TROUBLE_MIRROR) {
+        mst_vm_trouble_over(vm);
+    }
     if (vm->state == VM_SAVING && vm->ckpt && !mst_ckpt_busy(vm->ckpt))
         hold(vm);
+    else if (vm->state == VM_RUNNING && vm->took_waits)
+        schedule_next(vm);
     else if (vm->state == VM_RUNNING && vm->ckpt_due)
         schedule(vm, 0);
-    vm->ckpt_due = false;
+    vm->ckpt_due = vm->took_waits = false;
 }
 
 /* The keeper sends the published checkpoint to the mirrors, if there are any, and answers when its delta may be written again. So a mirror that is slow
@@ -322,7 +344,7 @@ int mst_vm_run_begin(struct mst_vm *vm, bool stands, struct mst_why *why)
     struct mst_why here;
     int r;
 
-    if (vm->agent->soft_dirty && is_protected(vm)) {
+    if (vm->agent->soft_dirty && mst_vm_is_protected(vm)) {
         r = mst_dirty_open(vm->pid, vm->map->ram_fd, vm->map->map.ram_bytes, &vm->dirty, &here);
         if (r < 0)
             log_warning("vm=%s epoch=%" PRIu64 " pages are compared, as dirty pages cannot be tracked: %s", vm->definition->name,
@@ -335,7 +357,8 @@ int mst_vm_run_begin(struct mst_vm *vm, bool stands, struct mst_why *why)
         vm->dirty = NULL;
         return mst_why_set(why, r, "cannot prepare checkpoints of VM %s: %s", vm->definition->name, mst_errname(r));
     }
-    vm->silent = vm->stopped_by_other = vm->ping_waits = false;
+    vm->silent = vm->stopped_by_other = vm->ping_waits = vm->took_waits = false;
+    mst_vm_trouble_begin(vm);
     uv_timer_start(&vm->ping, on_ping, MST_VM_PING_MS, MST_VM_PING_MS);
     if (vm->attaching)
         put_ask(vm, true, false);
@@ -387,7 +410,8 @@ static void on_stop_or_resume(struct mst_vm *vm, bool stopped)
         return;
     if (stopped != vm->stopped_by_other)
         log_notice("vm=%s epoch=%" PRIu64 " somebody else %s the guest%s", vm->definition->name, vm->epoch,
-                   stopped ? "stopped" : "continued", stopped && is_protected(vm) ? ": no checkpoints until it runs again" : "");
+                   stopped ? "stopped" : "continued",
+                   stopped && mst_vm_is_protected(vm) ? ": no checkpoints until it runs again" : "");
     vm->stopped_by_other = stopped;
     if (!stopped)
         schedule(vm, 0);

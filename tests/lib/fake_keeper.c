@@ -96,7 +96,7 @@ static uint8_t *map_file(const char *path, size_t bytes)
 static void areas_make(struct fake_keeper *k, struct fake_vm *vm)
 {
     uint64_t ram_bytes = (uint64_t)vm->definition->memory_mib << 20;
-    bool local = vm->definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+    bool local = vm->definition->protect != MAINSTAY__PROTECT__PROTECT_NONE;
 
     if (vm->has_areas)
         return;
@@ -382,6 +382,21 @@ static void on_fault(struct fake_keeper *k, const mst_envelope *env)
     reply_done(k, env->id, 0, NULL);
 }
 
+static void on_put_late(uv_timer_t *timer)
+{
+    struct fake_keeper *k = timer->data;
+
+    if (k->put_id != 0)
+        reply_done(k, k->put_id, 0, NULL);
+    k->put_id = 0;
+}
+
+void fake_puts_release(struct fake_keeper *k)
+{
+    k->hold_puts = false;
+    on_put_late(&k->put_timer);
+}
+
 static void on_message(struct mst_sock *sock, const mst_envelope *env, void *arg)
 {
     struct fake_keeper *k = arg;
@@ -424,6 +439,15 @@ static void on_message(struct mst_sock *sock, const mst_envelope *env, void *arg
         break;
     case MAINSTAY__ENVELOPE__BODY_DONE:
         on_done(k, env);
+        break;
+    case MAINSTAY__ENVELOPE__BODY_CHECKPOINT_PUT:
+        k->put_id = env->id;
+        if (k->hold_puts)
+            break;
+        if (k->put_ms == 0)
+            on_put_late(&k->put_timer);
+        else
+            uv_timer_start(&k->put_timer, on_put_late, k->put_ms, 0);
         break;
     default:
         reply_done(k, env->id, EOPNOTSUPP, "fake keeper: not known");
@@ -483,6 +507,8 @@ struct fake_keeper *fake_keeper_new(uv_loop_t *loop)
     uv_timer_init(loop, &k->reaper);
     k->reaper.data = k;
     uv_timer_start(&k->reaper, on_reaper, 5, 5);
+    uv_timer_init(loop, &k->put_timer);
+    k->put_timer.data = k;
     return k;
 }
 
@@ -579,6 +605,7 @@ void fake_keeper_free(struct fake_keeper *k)
         mainstay__vm_definition__free_unpacked(k->vms[i].definition, NULL);
     }
     k->reaper.data = &closed;
+    uv_close((uv_handle_t *)&k->put_timer, NULL);
     uv_close((uv_handle_t *)&k->reaper, on_timer_closed);
     loop_until(k->loop, is_true, &closed, 5000);
     mst_sockserv_close(k->serv);

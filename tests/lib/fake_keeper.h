@@ -66,9 +66,13 @@ struct fake_keeper {
     uv_timer_t reaper;
     /* mischief */
     bool refuse_spawn;
-    bool spoil_device;       /* one byte of the pulled device state is wrong, its sum is not */
-    bool spoil_device_sum;   /* both agree: QEMU gets to see it */
-    bool hold_spawned;       /* never answer Spawn */
+    bool spoil_device;     /* one byte of the pulled device state is wrong, its sum is not */
+    bool spoil_device_sum; /* both agree: QEMU gets to see it */
+    bool hold_spawned;     /* never answer Spawn */
+    bool hold_puts;        /* never say that the mirrors have a checkpoint, until fake_puts_release */
+    uint32_t put_ms;       /* say it so late */
+    uint64_t put_id;
+    uv_timer_t put_timer;
     uint32_t delta_capacity; /* not 0: pages in each delta, instead of what a keeper gives */
 };
 
@@ -95,6 +99,7 @@ struct fake_vm *fake_vm_find(struct fake_keeper *keeper, const char *name, uint6
 /* Waits until the VM's newest published save has seq >= seq. */
 bool fake_wait_seq(struct fake_keeper *keeper, struct fake_vm *vm, uint64_t seq, unsigned timeout_ms);
 uint64_t fake_seq(struct fake_vm *vm, uint32_t *ret_source);
+void fake_puts_release(struct fake_keeper *keeper);
 bool fake_wait_fault(struct fake_keeper *keeper, Mainstay__FaultKind kind, unsigned timeout_ms);
 bool fake_wait_beats(struct fake_keeper *keeper, struct guest_console *console, uint64_t more, unsigned timeout_ms);
 bool fake_wait_state(struct fake_keeper *keeper, struct fake_vm *vm, uint32_t run_state, unsigned timeout_ms);

@@ -490,6 +490,155 @@ START_TEST(stopped_qemu_is_reported_silent_and_goes_on_when_it_is_continued)
 }
 END_TEST
 
+struct wanted { /* of the save record */
+    struct fake_vm *vm;
+    enum mst_save_trouble trouble;
+    uint32_t above_ms; /* the interval at present is that, or longer */
+    struct mst_save_record record;
+};
+
+static bool is_as_wanted(void *arg)
+{
+    struct wanted *wanted = arg;
+    struct mst_pub_head head;
+
+    if (mst_pub_read(wanted->vm->map.record, &head, &wanted->record, sizeof(wanted->record)) != 0)
+        return false;
+    return wanted->record.trouble == wanted->trouble && wanted->record.interval_ms >= wanted->above_ms;
+}
+
+static bool is_not_for_its_mirrors(void *arg)
+{
+    struct wanted *wanted = arg;
+
+    wanted->above_ms = 1;
+    return is_as_wanted(arg) && wanted->record.pace != MST_SAVE_PACE_MIRROR;
+}
+
+static bool is_late_or_silent(void *arg)
+{
+    struct wanted *wanted = arg;
+
+    wanted->trouble = MST_SAVE_TROUBLE_LATE;
+    if (is_as_wanted(arg))
+        return true;
+    wanted->trouble = MST_SAVE_TROUBLE_SILENT; /* its deadline was sooner */
+    return is_as_wanted(arg);
+}
+
+#ifdef MST_FAULT_POINTS
+START_TEST(checkpoint_that_fails_is_told_of_until_there_is_a_good_one)
+{
+    struct wanted wanted = {.trouble = MST_SAVE_TROUBLE_FAILED};
+    uint64_t seq;
+
+    setenv("MST_FAULT", "checkpoint.commit:4", 1);
+    wanted.vm = boot();
+    ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+    seq = wanted.record.seq;
+    ck_assert_uint_eq(seq, 3);
+    ck_assert_uint_ne(wanted.record.trouble_wall_ms, 0);
+    wanted.trouble = MST_SAVE_TROUBLE_NONE;
+    ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+    ck_assert_uint_gt(wanted.record.seq, seq);
+    ck_assert_uint_eq(wanted.record.trouble_wall_ms, 0);
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+#endif
+
+START_TEST(checkpoint_that_qemu_does_not_end_is_told_of_while_it_is_under_way)
+{
+    struct wanted wanted = {.trouble = MST_SAVE_TROUBLE_NONE, .above_ms = 1};
+    uint64_t seq;
+
+    wanted.vm = boot();
+    ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+    kill(wanted.vm->guest.pid, SIGSTOP);
+    loop_for(&loop, 300);
+    seq = fake_seq(wanted.vm, NULL);
+    ck_assert(loop_until(&loop, is_late_or_silent, &wanted, LONG_MS));
+    ck_assert_uint_eq(wanted.record.seq, seq);
+    kill(wanted.vm->guest.pid, SIGCONT);
+    wanted.trouble = MST_SAVE_TROUBLE_NONE;
+    ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+    ck_assert_uint_gt(wanted.record.seq, seq);
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(checkpoint_that_fits_no_delta_is_told_of_and_is_one_all_the_same)
+{
+    struct wanted wanted = {.trouble = MST_SAVE_TROUBLE_WHOLE};
+
+    keeper->delta_capacity = 8;
+    wanted.vm = boot();
+    ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+    ck_assert(fake_wait_seq(keeper, wanted.vm, wanted.record.seq + 2, LONG_MS));
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(mirrors_that_take_no_checkpoint_are_told_of_until_they_do)
+{
+    struct wanted wanted = {.trouble = MST_SAVE_TROUBLE_NONE, .above_ms = 1};
+    uint64_t seq;
+
+    web.protect = MAINSTAY__PROTECT__PROTECT_MIRROR;
+    wanted.vm = boot();
+    ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+    keeper->hold_puts = true;
+    wanted.trouble = MST_SAVE_TROUBLE_MIRROR;
+    ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+    seq = wanted.record.seq;
+    loop_for(&loop, 500);
+    ck_assert_uint_eq(fake_seq(wanted.vm, NULL), seq);
+    fake_puts_release(keeper);
+    wanted.trouble = MST_SAVE_TROUBLE_NONE;
+    ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+    ck_assert(fake_wait_seq(keeper, wanted.vm, seq + 2, LONG_MS));
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(mirrors_that_take_long_make_checkpoints_less_often_and_the_record_says_why)
+{
+    struct wanted wanted = {.trouble = MST_SAVE_TROUBLE_NONE, .above_ms = 600};
+
+    web.protect = MAINSTAY__PROTECT__PROTECT_MIRROR;
+    keeper->put_ms = 600;
+    wanted.vm = boot();
+    ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+    ck_assert_uint_eq(wanted.record.pace, MST_SAVE_PACE_MIRROR);
+    keeper->put_ms = 0;
+    ck_assert(loop_until(&loop, is_not_for_its_mirrors, &wanted, LONG_MS));
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(checkpoints_come_less_often_than_they_should_when_the_guest_would_stand_for_too_long)
+{
+    struct wanted wanted = {.trouble = MST_SAVE_TROUBLE_NONE, .above_ms = 9}; /* a pause of 1 ms asks for 10 */
+
+    web.checkpoint_interval_ms = 5;
+    web.has_checkpoint_stall_max_percent = 1;
+    web.checkpoint_stall_max_percent = 10;
+    wanted.vm = boot();
+    do {
+        ck_assert(loop_until(&loop, is_as_wanted, &wanted, LONG_MS));
+        loop_for(&loop, 10);
+    } while (wanted.record.pace != MST_SAVE_PACE_STALL); /* the first one copies all of its memory, too */
+    ck_assert(fake_wait_seq(keeper, wanted.vm, wanted.record.seq + 1, LONG_MS));
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
 static void write_file(const char *dir, const char *name, const void *data, size_t len)
 {
     char path[300];
@@ -584,6 +733,7 @@ int main(void)
 #ifdef MST_FAULT_POINTS
     ADD_ROUNDS(agent_that_dies_anywhere_in_a_checkpoint_is_replaced_without_a_loss, (int)(sizeof(points) / sizeof(points[0])));
     ADD_ROUNDS(agent_that_dies_in_a_save_by_order_lets_its_successor_save, 2);
+    ADD(checkpoint_that_fails_is_told_of_until_there_is_a_good_one);
     ADD_ROUNDS(save_that_was_withdrawn_is_not_told_of_again, 2);
 #endif
     ADD(killed_agent_is_replaced_while_vms_run_on);
@@ -594,6 +744,11 @@ int main(void)
     ADD(damaged_device_state_never_reaches_a_running_guest);
     ADD(panicked_guest_is_reported_and_resumed_from_before_the_panic);
     ADD_ROUNDS(stopped_qemu_is_reported_silent_and_goes_on_when_it_is_continued, 2);
+    ADD(checkpoint_that_qemu_does_not_end_is_told_of_while_it_is_under_way);
+    ADD(checkpoint_that_fits_no_delta_is_told_of_and_is_one_all_the_same);
+    ADD(mirrors_that_take_no_checkpoint_are_told_of_until_they_do);
+    ADD(mirrors_that_take_long_make_checkpoints_less_often_and_the_record_says_why);
+    ADD(checkpoints_come_less_often_than_they_should_when_the_guest_would_stand_for_too_long);
     ADD(saved_state_on_disk_goes_on_where_it_was_saved);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);

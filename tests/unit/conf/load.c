@@ -218,6 +218,7 @@ START_TEST(definition_takes_its_defaults_and_says_them)
     ck_assert(def->has_protect && def->protect == MAINSTAY__PROTECT__PROTECT_NONE);
     ck_assert(def->has_mirror_apart && def->mirror_apart == MAINSTAY__MIRROR_APART__MIRROR_APART_NODE);
     ck_assert(def->has_checkpoint_interval_ms && def->checkpoint_interval_ms == 500);
+    ck_assert(def->has_checkpoint_stall_max_percent && def->checkpoint_stall_max_percent == 20);
     ck_assert(def->has_on_node_fault && def->on_node_fault == MAINSTAY__ON_FAULT__ON_FAULT_RESUME);
     ck_assert(def->has_on_vm_fault && def->on_vm_fault == MAINSTAY__ON_FAULT__ON_FAULT_RESUME);
     ck_assert(def->has_priority && def->priority == 10);
@@ -246,6 +247,7 @@ START_TEST(definition_is_loaded_whole_and_packs)
     ck_assert_str_eq(again->boot_initrd, "/srv/mainstay/initrd.img");
     ck_assert_str_eq(again->boot_append, "console=ttyS0 panic=-1");
     ck_assert_int_eq(again->protect, MAINSTAY__PROTECT__PROTECT_LOCAL);
+    ck_assert_uint_eq(again->checkpoint_stall_max_percent, 25);
     ck_assert_int_eq(again->on_vm_fault, MAINSTAY__ON_FAULT__ON_FAULT_RESUME_ELSEWHERE);
     ck_assert_uint_eq(again->priority, 100);
     ck_assert_uint_eq(again->n_allowed_nodes, 2);

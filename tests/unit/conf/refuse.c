@@ -243,7 +243,9 @@ static const struct bad bads[] = {
      "3: on-vm-fault: 'resume-elswhere' is not known, did you mean resume-elsewhere; allowed: resume, resume-elsewhere, restart, "
      "hold, "
      "discard"},
-    {VM, VM_HEAD "checkpoint-interval-ms: 19\n", "3: checkpoint-interval-ms: 19 is out of range, allowed 20..600000"},
+    {VM, VM_HEAD "checkpoint-interval-ms: 4\n", "3: checkpoint-interval-ms: 4 is out of range, allowed 5..600000"},
+    {VM, VM_HEAD "checkpoint-stall-max-percent: 0\n", "3: checkpoint-stall-max-percent: 0 is out of range, allowed 1..50"},
+    {VM, VM_HEAD "checkpoint-stall-max-percent: 51\n", "3: checkpoint-stall-max-percent: 51 is out of range, allowed 1..50"},
     {VM, VM_HEAD "restarts-max: 0\n", "3: restarts-max: 0 is out of range, allowed 1..20"},
     {VM, VM_HEAD "restarts-window-s: 86401\n", "3: restarts-window-s: 86401 is out of range, allowed 1..86400"},
     {VM, VM_HEAD "priority: 1001\n", "3: priority: 1001 is out of range, allowed 0..1000"},
@@ -254,7 +256,8 @@ static const struct bad bads[] = {
      "7: allowed-nodes[2]: 'n1' is listed twice, each node is allowed once"},
     {VM, VM_HEAD VM_BOOT "on_node_fault: hold\n",
      "4: on_node_fault: is not a key, did you mean on-node-fault; allowed: name, memory-mib, vcpus, machine, cpu, boot, protect, "
-     "mirror-apart, checkpoint-interval-ms, on-node-fault, on-vm-fault, priority, restarts-max, restarts-window-s, "
+     "mirror-apart, checkpoint-interval-ms, checkpoint-stall-max-percent, on-node-fault, on-vm-fault, priority, restarts-max, "
+     "restarts-window-s, "
      "allowed-nodes"},
     /* drills */
     {DRILL, "name: d\n", "1: vms: is missing, it has to be given"},
@@ -556,7 +559,10 @@ START_TEST(definition_from_a_peer_is_held_to_the_same_limits)
     definition_is_refused("on-node-fault: value 4 is not allowed here; allowed: resume, restart, hold, discard");
     definition_make();
     def.checkpoint_interval_ms = 1;
-    definition_is_refused("checkpoint-interval-ms: 1 is out of range, allowed 20..600000");
+    definition_is_refused("checkpoint-interval-ms: 1 is out of range, allowed 5..600000");
+    definition_make();
+    def.checkpoint_stall_max_percent = 60;
+    definition_is_refused("checkpoint-stall-max-percent: 60 is out of range, allowed 1..50");
     definition_make();
     def.allowed_nodes = nodes;
     def.n_allowed_nodes = MST_NODES_MAX + 1;

@@ -106,6 +106,48 @@ START_TEST(a_running_vm_gets_a_mirror_where_most_memory_is_and_status_says_since
 }
 END_TEST
 
+START_TEST(status_says_how_often_checkpoints_come_and_what_is_wrong_with_the_next)
+{
+    struct world *w = world_new(3);
+    struct mst_definition def = world_mirror_def(VM, 16);
+    struct mst_slot *slot;
+
+    world_define(w, &def);
+    world_start_vm(w, VM, "n1");
+    world_run(w, 1000);
+    ck_assert_uint_eq(look(w).interval_ms, 0);
+    slot = world_slot(&w->nodes[0], VM, 1);
+    slot->interval_ms = 480;
+    slot->pages = 12000;
+    slot->pace = MST_SLOT_PACE_STALL;
+    w->nodes[0].generation++;
+    world_run(w, 2000);
+    ck_assert_uint_eq(look(w).interval_ms, 480);
+    ck_assert_uint_eq(look(w).pages, 12000);
+    ck_assert_ptr_nonnull(strstr(look(w).pace, "stand still"));
+    ck_assert_ptr_null(look(w).trouble);
+    ck_assert_str_eq(look(w).text, "");
+    slot->trouble = MST_SLOT_TROUBLE_MIRROR;
+    slot->trouble_wall_ms = 5;
+    w->nodes[0].generation++;
+    world_run(w, 2000);
+    ck_assert_str_eq(look(w).trouble, "mirror");
+    ck_assert_uint_eq(look(w).trouble_wall_ms, 5);
+    ck_assert_ptr_nonnull(strstr(look(w).text, "no checkpoint yet: its mirrors"));
+    world_checkpoint(w, VM, 7);
+    slot->taken_wall_ms = UINT64_C(1700000000000) + w->now_us / 1000 - 3200; /* as world.c tells the time */
+    w->nodes[0].generation++;
+    world_run(w, 2000);
+    ck_assert_ptr_nonnull(strstr(look(w).text, "last good checkpoint 7, 5."));
+    slot->trouble = MST_SLOT_TROUBLE_NONE;
+    w->nodes[0].generation++;
+    world_run(w, 2000);
+    ck_assert_ptr_null(look(w).trouble);
+    ck_assert_str_eq(look(w).text, "");
+    world_free(w);
+}
+END_TEST
+
 START_TEST(vms_under_other_levels_get_none)
 {
     struct world *w = world_new(3);
@@ -1514,6 +1556,7 @@ int main(void)
 
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, a_running_vm_gets_a_mirror_where_most_memory_is_and_status_says_since_when);
+    tcase_add_test(tcase, status_says_how_often_checkpoints_come_and_what_is_wrong_with_the_next);
     tcase_add_test(tcase, vms_under_other_levels_get_none);
     tcase_add_test(tcase, only_allowed_nodes_become_mirrors);
     tcase_add_test(tcase, a_mirror_is_chosen_outside_the_rack_of_its_vm);

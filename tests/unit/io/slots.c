@@ -131,6 +131,50 @@ START_TEST(a_delta_for_all_pages_is_known_by_its_size)
 }
 END_TEST
 
+static void record_of(unsigned i, uint64_t epoch, const struct mst_save_record *record)
+{
+    mst_pub_write(area.vms[i].save, epoch, 0x11, record, sizeof(*record));
+}
+
+START_TEST(what_a_node_says_of_its_checkpoints_is_told_also_without_one)
+{
+    struct mst_vm_slot a = slot_of("web01", MST_RUN_RUNNING);
+    struct mst_save_record record = {
+        .interval_ms = 480, .pace = MST_SAVE_PACE_MIRROR, .trouble = MST_SAVE_TROUBLE_LATE, .trouble_wall_ms = 77};
+
+    publish(3, 5, &a);
+    record_of(3, 5, &record);
+    parse(true);
+    ck_assert_uint_eq(got.slots[0].save_seq, 0);
+    ck_assert(!got.slots[0].save_corrupt);
+    ck_assert_uint_eq(got.slots[0].interval_ms, 480);
+    ck_assert_uint_eq(got.slots[0].pace, MST_SLOT_PACE_MIRROR);
+    ck_assert_uint_eq(got.slots[0].trouble, MST_SLOT_TROUBLE_LATE);
+    ck_assert_uint_eq(got.slots[0].trouble_wall_ms, 77);
+    record_of(3, 4, &record); /* another epoch's */
+    parse(true);
+    ck_assert_uint_eq(got.slots[0].interval_ms, 0);
+}
+END_TEST
+
+START_TEST(what_is_not_known_here_of_checkpoints_is_not_told)
+{
+    struct mst_vm_slot a = slot_of("web01", MST_RUN_RUNNING);
+    struct mst_save_record record = {.interval_ms = 480, .pace = MST_SLOT_PACES};
+
+    publish(3, 5, &a);
+    record_of(3, 5, &record);
+    parse(true);
+    ck_assert_uint_eq(got.slots[0].interval_ms, 0);
+    record = (struct mst_save_record){.interval_ms = 480, .trouble = MST_SLOT_TROUBLES};
+    record_of(3, 5, &record);
+    parse(true);
+    ck_assert_uint_eq(got.slots[0].interval_ms, 0);
+    ck_assert_uint_eq(got.slots[0].trouble, 0);
+    ck_assert_uint_eq(got.refused, 0);
+}
+END_TEST
+
 START_TEST(a_save_of_another_epoch_belongs_to_somebody_else)
 {
     struct mst_vm_slot a = slot_of("web01", MST_RUN_RUNNING);
@@ -283,6 +327,8 @@ int main(void)
     tcase_add_test(tcase, slots_in_use_are_found_with_their_saves);
     tcase_add_test(tcase, an_image_is_told_with_its_log_and_has_no_save_of_its_own);
     tcase_add_test(tcase, a_delta_for_all_pages_is_known_by_its_size);
+    tcase_add_test(tcase, what_a_node_says_of_its_checkpoints_is_told_also_without_one);
+    tcase_add_test(tcase, what_is_not_known_here_of_checkpoints_is_not_told);
     tcase_add_test(tcase, a_save_of_another_epoch_belongs_to_somebody_else);
     tcase_add_test(tcase, an_overwritten_slot_is_left_out_and_counted_as_damage);
     tcase_add_test(tcase, a_record_that_changed_between_the_copies_is_unsure);

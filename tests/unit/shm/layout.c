@@ -61,10 +61,13 @@ static const struct field vm_slot[] = {F(T, vm),          F(T, run_state),     F
                                        F(T, image_state), F(T, image_source),  F(T, log_id),          F(T, reserved)};
 #undef T
 #define T mst_save_record
-static const struct field save_record[] = {
-    F(T, seq),        F(T, source),      F(T, device_slot),        F(T, device_bytes),  F(T, device_crc32c), F(T, page_bytes),
-    F(T, ram_bytes),  F(T, delta_pages), F(T, delta_table_crc32c), F(T, taken_wall_ms), F(T, pause_ns),      F(T, taken_boot_ns),
-    F(T, ram_digest), F(T, reserved)};
+static const struct field save_record[] = {F(T, seq),           F(T, source),        F(T, device_slot),
+                                           F(T, device_bytes),  F(T, device_crc32c), F(T, page_bytes),
+                                           F(T, ram_bytes),     F(T, delta_pages),   F(T, delta_table_crc32c),
+                                           F(T, taken_wall_ms), F(T, pause_ns),      F(T, taken_boot_ns),
+                                           F(T, ram_digest),    F(T, pages),         F(T, interval_ms),
+                                           F(T, pace),          F(T, trouble),       F(T, trouble_wall_ms),
+                                           F(T, reserved)};
 #undef T
 #define T mst_fault_entry
 static const struct field fault_entry[] = {F(T, sequence), F(T, fault_id), F(T, wall_ms),   F(T, kind),  F(T, reserved),

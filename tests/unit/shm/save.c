@@ -224,6 +224,44 @@ START_TEST(record_says_when_and_how_long)
 }
 END_TEST
 
+START_TEST(note_rides_on_every_record_and_changes_no_checkpoint)
+{
+    struct mst_save_note note = {
+        .interval_ms = 120, .pace = MST_SAVE_PACE_STALL, .trouble = MST_SAVE_TROUBLE_LATE, .trouble_wall_ms = 1700000000456};
+    struct mst_save_record before, record;
+    struct mst_pub_head head;
+
+    open_local();
+    world_full_checkpoint(&world);
+    world_stop(&world);
+    world_note(&world, 2);
+    mst_save_note(world.writer, &note, false);
+    ck_assert_int_eq(mst_pub_read(world.at.record, &head, &record, sizeof(record)), 0);
+    ck_assert_uint_eq(record.interval_ms, 0); /* not yet */
+    mst_save_begin(world.writer);
+    ck_assert_int_ge(world_stage_all(&world), 0);
+    ck_assert_int_eq(mst_save_commit(world.writer, world_put_device(&world, 2), 4000000, 1, 2), 0);
+    ck_assert_int_eq(mst_pub_read(world.at.record, &head, &before, sizeof(before)), 0);
+    ck_assert_uint_eq(before.interval_ms, 120);
+    ck_assert_uint_eq(before.pace, MST_SAVE_PACE_STALL);
+    ck_assert_uint_eq(before.trouble, MST_SAVE_TROUBLE_LATE);
+    ck_assert_uint_eq(before.trouble_wall_ms, 1700000000456);
+    ck_assert_uint_eq(before.pages, before.delta_pages);
+    ck_assert_uint_gt(before.pages, 0);
+    note = (struct mst_save_note){.interval_ms = 121};
+    mst_save_note(world.writer, &note, true); /* the delta is still needed */
+    ck_assert_int_eq(mst_pub_read(world.at.record, &head, &record, sizeof(record)), 0);
+    ck_assert_uint_eq(record.interval_ms, 121);
+    record.interval_ms = before.interval_ms;
+    record.pace = before.pace;
+    record.trouble = before.trouble;
+    record.trouble_wall_ms = before.trouble_wall_ms;
+    ck_assert_mem_eq(&record, &before, sizeof(record));
+    ck_assert_uint_eq(world_read(&world, &world.at, &err), 2);
+    world_close(&world);
+}
+END_TEST
+
 START_TEST(page_staged_again_takes_its_old_place)
 {
     open_local();
@@ -644,6 +682,7 @@ int main(void)
     tcase_add_test(tc, first_checkpoint_is_a_full_one);
     tcase_add_test(tc, checkpoints_follow_one_another_and_the_last_is_read);
     tcase_add_test(tc, record_says_when_and_how_long);
+    tcase_add_test(tc, note_rides_on_every_record_and_changes_no_checkpoint);
     tcase_add_test(tc, page_staged_again_takes_its_old_place);
     tcase_add_test(tc, page_equal_to_the_shadow_is_not_staged);
     tcase_add_test(tc, page_that_became_equal_to_the_shadow_again_is_saved_as_it_is);

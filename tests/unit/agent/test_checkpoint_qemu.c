@@ -18,8 +18,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define MEMORY_MIB 16u
-#define RAM_BYTES  ((uint64_t)MEMORY_MIB << 20)
+static unsigned memory_mib = 16;
+#define RAM_BYTES ((uint64_t)memory_mib << 20)
 
 static const char *const append_many_pages = "pages=512 interval_ms=50 hot=40";
 
@@ -76,7 +76,7 @@ static struct world *world_new(uint32_t delta_capacity, const char *append)
     ck_assert_ptr_nonnull(mkdtemp(w->dir));
     mainstay__vm_definition__init(&w->definition);
     w->definition.name = "probe";
-    w->definition.memory_mib = MEMORY_MIB;
+    w->definition.memory_mib = memory_mib;
     w->definition.boot_kernel = MST_TEST_WITNESS;
     w->definition.boot_append = (char *)(uintptr_t)append;
     ck_assert_int_eq(mst_save_layout(RAM_BYTES, &w->save_layout), 0);
@@ -497,13 +497,62 @@ START_TEST(panicked_guest_is_not_saved_over_its_last_good_checkpoint)
 }
 END_TEST
 
-int main(void)
+/* The same guest with the same pages written, with more and more memory that it does not write: what the pause has of that. */
+START_TEST(pause_by_size_of_memory)
+{
+    static const unsigned sizes_mib[] = {16, 128, 1024};
+    static uint64_t device[ROUNDS], pages[ROUNDS], pause[ROUNDS], early[ROUNDS];
+
+    for (unsigned s = 0; s < sizeof(sizes_mib) / sizeof(sizes_mib[0]); s++) {
+        uint64_t copied = 0;
+        struct world *w;
+
+        memory_mib = sizes_mib[s];
+        w = world_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
+        memset((void *)(uintptr_t)w->map.ram, 0, RAM_BYTES); /* as if locked: all of it is there */
+        vm_spawn(w, false);
+        ck_assert_msg(loop_until(&w->loop, has_beats, w, 30000), "no beats");
+        ckpt_new(w);
+        take(w, MST_CKPT_RUN_ON);
+        ck_assert_msg(w->err == 0, "%s", w->why.text);
+        for (unsigned i = 0; i < ROUNDS; i++) {
+            loop_for(&w->loop, 100);
+            take(w, MST_CKPT_RUN_ON);
+            ck_assert_msg(w->err == 0 && !w->report.whole, "%s", w->why.text);
+            device[i] = w->report.device_ns;
+            pages[i] = w->report.pages_ns;
+            pause[i] = w->report.pause_ns;
+            early[i] = w->report.early_ns;
+            copied += w->report.pages_early + w->report.pages_late;
+        }
+        printf("%u MiB, %s, %" PRIu64 " pages a checkpoint\n", memory_mib, w->dirty ? "soft-dirty" : "comparing",
+               copied / ROUNDS);
+        print_split("early", early, ROUNDS);
+        print_split("device", device, ROUNDS);
+        print_split("pages", pages, ROUNDS);
+        print_split("pause", pause, ROUNDS);
+        world_free(w);
+    }
+}
+END_TEST
+
+/* bench: measure instead. */
+int main(int argc, char **argv)
 {
     Suite *suite = suite_create("checkpoint with QEMU");
     TCase *tcase = tcase_create("qemu");
     SRunner *runner = srunner_create(suite);
     int failed;
 
+    if (argc == 2 && strcmp(argv[1], "bench") == 0) {
+        tcase_set_timeout(tcase, 600);
+        tcase_add_test(tcase, pause_by_size_of_memory);
+        suite_add_tcase(suite, tcase);
+        srunner_run_all(runner, CK_NORMAL);
+        failed = srunner_ntests_failed(runner);
+        srunner_free(runner);
+        return failed ? 1 : 0;
+    }
     tcase_set_timeout(tcase, 100);
     tcase_add_test(tcase, killed_guest_goes_on_from_its_last_checkpoint_with_its_memory_intact);
     tcase_add_test(tcase, guest_that_never_stops_writing_is_never_saved_torn);

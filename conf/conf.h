@@ -56,6 +56,7 @@ struct mst_node_conf {
     char *events_file;                                        /* NULL: STATE-DIR/events.jsonl */
     char *accel;                                              /* auto, kvm, tcg */
     char *on_lease_lost;                                      /* stop, run-on */
+    char *bridge;                                             /* of VMs that name none, default mainstay0 */
     struct mst_watchdog_conf *watchdog;                       /* NULL: none */
     struct mst_management_conf *management;                   /* NULL: none */
 };
@@ -115,6 +116,11 @@ void mst_coordinator_conf_free(struct mst_coordinator_conf *conf);
 int mst_vm_definition_load(const char *path, Mainstay__VmDefinition **ret_def, struct mst_why *why);
 /* The limits of a definition, wherever it comes from: YAML file or peer. -EINVAL with why ("memory-mib: 0 is ..., allowed 1..65536"). */
 int mst_vm_definition_check(const Mainstay__VmDefinition *def, struct mst_why *why);
+
+/* The bridge of definitions and of node.yaml. -EINVAL. */
+int mst_bridge_check(const char *bridge);
+/* Hardware address of the network card: the one it names, or one made from its name, the same on every node. def has passed the check. */
+void mst_vm_mac(const Mainstay__VmDefinition *def, uint8_t ret_mac[6]);
 
 /* Drill files. */
 struct mst_drill_fault {

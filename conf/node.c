@@ -53,6 +53,7 @@ static const cyaml_schema_field_t node_fields[] = {
     CYAML_FIELD_STRING_PTR("qemu", OPTIONAL, struct mst_node_conf, qemu, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("accel", OPTIONAL, struct mst_node_conf, accel, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("on-lease-lost", OPTIONAL, struct mst_node_conf, on_lease_lost, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_STRING_PTR("bridge", OPTIONAL, struct mst_node_conf, bridge, 0, CYAML_UNLIMITED),
     CYAML_FIELD_MAPPING_PTR("watchdog", CYAML_FLAG_OPTIONAL, struct mst_node_conf, watchdog, watchdog_fields),
     CYAML_FIELD_MAPPING_PTR("management", CYAML_FLAG_OPTIONAL, struct mst_node_conf, management, management_fields),
     CYAML_FIELD_END,
@@ -82,6 +83,7 @@ static const struct mst_rule rules[] = {
     {"qemu", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
     {"accel", MST_RULE_WORDS, 0, 0, "auto|kvm|tcg"},
     {"on-lease-lost", MST_RULE_WORDS, 0, 0, "stop|run-on"},
+    {"bridge", MST_RULE_TOKEN, 1, MST_BRIDGE_BYTES_MAX, "-_."},
     {"watchdog.device", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
     {"watchdog.timeout-s", MST_RULE_NUMBER, 1, MST_WATCHDOG_S_MAX, NULL},
     {"watchdog.kind", MST_RULE_WORDS, 0, 0, "hardware|softdog"},
@@ -94,6 +96,9 @@ static int check(const struct mst_yaml *yaml, const struct mst_node_conf *conf, 
 {
     char key[MST_YAML_PATH];
 
+    if (mst_bridge_check(conf->bridge) < 0)
+        return mst_yaml_refuse(yaml, why, "bridge", "'%s' is no name of a network device: it begins with a letter or a digit",
+                               conf->bridge);
     for (unsigned i = 0; i < conf->coordinators_count; i++) {
         for (unsigned k = 0; k < i; k++) {
             if (strcmp(conf->coordinators[i].address, conf->coordinators[k].address) != 0 ||
@@ -128,6 +133,7 @@ static int fill_defaults(struct mst_node_conf *conf)
     r = r < 0 ? r : mst_default(&conf->exec, "/usr/libexec/mainstay/mainstay-exec");
     r = r < 0 ? r : mst_default(&conf->qemu, "/usr/bin/qemu-system-x86_64");
     r = r < 0 ? r : mst_default(&conf->accel, "auto");
+    r = r < 0 ? r : mst_default(&conf->bridge, "mainstay0");
     if (conf->watchdog)
         r = r < 0 ? r : mst_default(&conf->watchdog->kind, "hardware");
     return r < 0 ? r : mst_default(&conf->on_lease_lost, "stop");

@@ -3,6 +3,7 @@
 
 #include "base/text.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,9 @@
 struct boot_yaml {
     char *kernel, *initrd, *append, *state;
 };
+struct network_yaml {
+    char *bridge, *mac;
+};
 struct vm_yaml {
     char *name;
     uint32_t memory_mib, vcpus;
@@ -19,6 +23,8 @@ struct vm_yaml {
     struct boot_yaml boot;
     int protect, mirror_apart, on_node_fault, on_vm_fault;
     uint32_t checkpoint_interval_ms, checkpoint_stall_max_percent, priority, restarts_max, restarts_window_s;
+    struct network_yaml *network;
+    int output_commit;
     char **allowed_nodes;
     unsigned allowed_nodes_count;
 };
@@ -48,11 +54,19 @@ static const cyaml_strval_t on_vm_fault_words[] = {
     {"discard", MAINSTAY__ON_FAULT__ON_FAULT_DISCARD},
 };
 
+static const cyaml_strval_t bool_words[] = {{"true", 1}, {"false", 0}};
+
 static const cyaml_schema_field_t boot_fields[] = {
     CYAML_FIELD_STRING_PTR("kernel", OPTIONAL, struct boot_yaml, kernel, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("initrd", OPTIONAL, struct boot_yaml, initrd, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("append", OPTIONAL, struct boot_yaml, append, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("state", OPTIONAL, struct boot_yaml, state, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_END,
+};
+
+static const cyaml_schema_field_t network_fields[] = {
+    CYAML_FIELD_STRING_PTR("bridge", OPTIONAL, struct network_yaml, bridge, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_STRING_PTR("mac", OPTIONAL, struct network_yaml, mac, 0, CYAML_UNLIMITED),
     CYAML_FIELD_END,
 };
 
@@ -75,6 +89,8 @@ static const cyaml_schema_field_t vm_fields[] = {
     CYAML_FIELD_UINT("priority", CYAML_FLAG_OPTIONAL, struct vm_yaml, priority),
     CYAML_FIELD_UINT("restarts-max", CYAML_FLAG_OPTIONAL, struct vm_yaml, restarts_max),
     CYAML_FIELD_UINT("restarts-window-s", CYAML_FLAG_OPTIONAL, struct vm_yaml, restarts_window_s),
+    CYAML_FIELD_MAPPING_PTR("network", CYAML_FLAG_OPTIONAL, struct vm_yaml, network, network_fields),
+    CYAML_FIELD_ENUM("output-commit", WORD, struct vm_yaml, output_commit, bool_words, CYAML_ARRAY_LEN(bool_words)),
     CYAML_FIELD_SEQUENCE("allowed-nodes", OPTIONAL, struct vm_yaml, allowed_nodes, &node_name_schema, 0, MST_NODES_MAX),
     CYAML_FIELD_END,
 };
@@ -98,6 +114,8 @@ static const struct mst_rule rules[] = {
     {"priority", MST_RULE_NUMBER, 0, MST_VM_PRIORITY_MAX, NULL},
     {"restarts-max", MST_RULE_NUMBER, 1, MST_VM_RESTARTS_MAX, NULL},
     {"restarts-window-s", MST_RULE_NUMBER, 1, MST_VM_RESTARTS_S_MAX, NULL},
+    {"network.bridge", MST_RULE_TOKEN, 1, MST_BRIDGE_BYTES_MAX, "-_."},
+    {"network.mac", MST_RULE_TOKEN, MST_MAC_TEXT_BYTES, MST_MAC_TEXT_BYTES, ":"},
     {"allowed-nodes[]", MST_RULE_NAME, 0, 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -139,6 +157,76 @@ static int check_boot(const Mainstay__VmDefinition *def, struct mst_why *why)
     r = r < 0 ? r : check_string("boot.initrd", def->boot_initrd, why);
     r = r < 0 ? r : check_string("boot.append", def->boot_append, why);
     return r < 0 ? r : check_string("boot.state", def->boot_state, why);
+}
+
+/* A card's address is one device's: neither a group's nor nobody's. */
+static int mac_parse(const char *text, uint8_t mac[6])
+{
+    unsigned byte[6], any = 0;
+    int end = 0;
+
+    if (strlen(text) != MST_MAC_TEXT_BYTES ||
+        sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%n", &byte[0], &byte[1], &byte[2], &byte[3], &byte[4], &byte[5], &end) != 6 ||
+        end != (int)MST_MAC_TEXT_BYTES)
+        return -EINVAL;
+    for (unsigned i = 0; i < 6; i++) {
+        if (!isxdigit((unsigned char)text[3 * i]) || !isxdigit((unsigned char)text[3 * i + 1]))
+            return -EINVAL; /* "%x" takes signs and spaces as well */
+        mac[i] = (uint8_t)byte[i];
+        any |= byte[i];
+    }
+    return any == 0 || byte[0] & 1 ? -EINVAL : 0;
+}
+
+void mst_vm_mac(const Mainstay__VmDefinition *def, uint8_t ret_mac[6])
+{
+    uint64_t hash = UINT64_C(0xcbf29ce484222325); /* FNV-1a */
+
+    if (def->network && def->network->mac && mac_parse(def->network->mac, ret_mac) == 0)
+        return;
+    for (const char *c = def->name; *c; c++)
+        hash = (hash ^ (uint8_t)*c) * UINT64_C(0x100000001b3);
+    ret_mac[0] = 0x02; /* administered locally, one device's */
+    for (unsigned i = 1; i < 6; i++)
+        ret_mac[i] = (uint8_t)(hash >> 8 * i);
+}
+
+int mst_bridge_check(const char *bridge)
+{
+    return isalnum((unsigned char)bridge[0]) ? 0 : -EINVAL; /* never "." or "..", which the kernel refuses */
+}
+
+static int check_network(const Mainstay__VmDefinition *def, struct mst_why *why)
+{
+    const Mainstay__VmNetwork *net = def->network;
+    uint8_t mac[6];
+    int r;
+
+    if (!net)
+        return 0;
+    r = check_string("network.bridge", net->bridge, why);
+    if (r == 0 && net->bridge && mst_bridge_check(net->bridge) < 0)
+        r = mst_why_set(why, -EINVAL, "network.bridge: '%s' is no name of a network device: it begins with a letter or a digit",
+                        net->bridge);
+    r = r < 0 ? r : check_string("network.mac", net->mac, why);
+    if (r == 0 && net->mac && mac_parse(net->mac, mac) < 0)
+        r = mst_why_set(
+            why, -EINVAL,
+            "network.mac: '%s' is not the address of one card: six pairs of 0-9 a-f with : between, the first one even",
+            net->mac);
+    if (r == 0 && net->mac && def->boot_state)
+        r = mst_why_set(why, -EINVAL,
+                        "network.mac: is given with boot.state, whose memory holds the address already; allowed only "
+                        "with boot.kernel");
+    return r;
+}
+
+/* Only who has mirrors can wait for them. */
+static int check_output_commit(const Mainstay__VmDefinition *def, struct mst_why *why)
+{
+    if (!def->has_output_commit || def->protect == MAINSTAY__PROTECT__PROTECT_MIRROR)
+        return 0;
+    return mst_why_set(why, -EINVAL, "output-commit: is given without mirrors to wait for, allowed only with protect: mirror");
 }
 
 static int check_word(const char *key, int value, const cyaml_strval_t *words, unsigned count, struct mst_why *why)
@@ -196,13 +284,16 @@ int mst_vm_definition_check(const Mainstay__VmDefinition *def, struct mst_why *w
     r = r < 0 ? r : check_number("priority", def->priority, why);
     r = r < 0 ? r : check_number("restarts-max", def->restarts_max, why);
     r = r < 0 ? r : check_number("restarts-window-s", def->restarts_window_s, why);
+    r = r < 0 ? r : check_network(def, why);
+    r = r < 0 ? r : check_output_commit(def, why);
     return r < 0 ? r : check_allowed_nodes(def, why);
 }
 
 /* ---------------------------------------------------------------- the file */
 
 /* What is absent stays at the message's default; strings are still the file's. */
-static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *vm, Mainstay__VmDefinition *def)
+static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *vm, Mainstay__VmDefinition *def,
+                            Mainstay__VmNetwork *network)
 {
     mainstay__vm_definition__init(def);
     def->name = vm->name;
@@ -239,6 +330,15 @@ static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *v
         def->restarts_max = vm->restarts_max;
     if (mst_yaml_has(yaml, "restarts-window-s"))
         def->restarts_window_s = vm->restarts_window_s;
+    def->has_output_commit = mst_yaml_has(yaml, "output-commit") || def->protect == MAINSTAY__PROTECT__PROTECT_MIRROR;
+    if (mst_yaml_has(yaml, "output-commit"))
+        def->output_commit = vm->output_commit != 0;
+    if (vm->network) {
+        mainstay__vm_network__init(network);
+        network->bridge = vm->network->bridge;
+        network->mac = vm->network->mac;
+        def->network = network;
+    }
     def->allowed_nodes = vm->allowed_nodes;
     def->n_allowed_nodes = vm->allowed_nodes_count;
 }
@@ -246,6 +346,7 @@ static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *v
 int mst_vm_definition_load(const char *path, Mainstay__VmDefinition **ret_def, struct mst_why *why)
 {
     Mainstay__VmDefinition def, *copy;
+    Mainstay__VmNetwork network;
     struct mst_yaml *yaml;
     struct vm_yaml *vm = NULL;
     int r;
@@ -256,19 +357,29 @@ int mst_vm_definition_load(const char *path, Mainstay__VmDefinition **ret_def, s
     r = mst_yaml_load(yaml, &vm_schema, rules, (void **)&vm, why);
     if (r < 0)
         goto close_yaml;
-    definition_fill(yaml, vm, &def);
+    definition_fill(yaml, vm, &def, &network);
     r = mst_vm_definition_check(&def, why);
     if (r < 0) {
         mst_yaml_place(yaml, why, r);
         goto free_vm;
     }
     copy = malloc(sizeof(*copy));
+    if (copy && def.network) {
+        def.network = malloc(sizeof(network));
+        if (!def.network) {
+            free(copy);
+            copy = NULL;
+        } else {
+            *def.network = network;
+        }
+    }
     if (!copy) {
         r = mst_why_set(why, -ENOMEM, "%s: no memory", path);
         goto free_vm;
     }
     *copy = def;
     *ret_def = copy;
+    free(vm->network);
     memset(vm, 0, sizeof(*vm)); /* its strings are the message's now */
 free_vm:
     mst_yaml_free(&vm_schema, vm);

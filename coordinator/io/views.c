@@ -128,6 +128,15 @@ static void fill_mirrors(struct app *app, struct buffer *b, const struct mst_vm_
     }
 }
 
+/* Who looks at the protection is to know that a takeover may undo what was seen. */
+static void say_output(const Mainstay__VmDefinition *def, struct mst_vm_look *look)
+{
+    size_t n = strlen(look->protection);
+
+    if (def && def->protect == MAINSTAY__PROTECT__PROTECT_MIRROR && !def->output_commit)
+        snprintf(look->protection + n, sizeof(look->protection) - n, "%soutput-commit: false", n ? "; " : "");
+}
+
 static bool add_vm(struct app *app, struct buffer *b, const struct mst_vm_look *from)
 {
     struct mst_vm_look *look = &b->vm_looks[b->view.n_vms];
@@ -156,6 +165,7 @@ static bool add_vm(struct app *app, struct buffer *b, const struct mst_vm_look *
     v->has_trouble_wall_ms = look->trouble != NULL;
     v->trouble_wall_ms = look->trouble_wall_ms;
     v->text = look->text[0] ? look->text : NULL;
+    say_output(v->definition, look);
     fill_mirrors(app, b, look, v);
     if (!fits(b, mainstay__vm_view__get_packed_size(v))) {
         if (v->definition)

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #define MST_CONSOLE_FD 3 /* where the keeper puts QEMU's end of the console */
+#define MST_NETWORK_FD 4 /* and its tap, when the VM has a network */
 
 struct mst_qemu_where { /* the node's part of a command line; all borrowed */
     const char *qemu;   /* program */

@@ -135,6 +135,11 @@ int mst_saved_machine(const Mainstay__VmDefinition *definition, Mainstay__VmDefi
         r = mst_why_set(why, -EINVAL, "%s names no boot kernel, which the machine of the saved state needs", path);
         goto fail;
     }
+    if (!machine->network != !definition->network) {
+        r = mst_why_set(why, -EINVAL, "network: VM %s has %s, but the saved state %s was made with %s", definition->name,
+                        definition->network ? "one" : "none", dir, machine->network ? "one" : "none");
+        goto fail;
+    }
     *ret_machine = machine;
     return 0;
 fail:

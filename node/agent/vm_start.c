@@ -149,7 +149,8 @@ static void run(struct mst_vm *vm)
         mst_vm_saw_panic(vm);
 }
 
-/* Tells switches where the guest is now. Without a network card it does nothing; it may fail without harm. */
+/* Tells switches where the guest is now. Without a network card it does nothing; it may fail without harm. Under output commit these frames wait as any
+ * others: nobody has the checkpoints of a VM that was just resumed, so they leave at once. */
 static void announce(struct mst_vm *vm)
 {
     mst_qmp_execute(vm->qmp, "announce-self",

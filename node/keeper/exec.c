@@ -1,5 +1,6 @@
 /* mainstay-exec: the last steps between the keeper and a program it starts (QEMU, the agent).
- *     mainstay-exec --parent PID [--cgroup FOLDER] [--log FILE] [--keep FD] -- PROGRAM [ARGUMENT...]
+ *     mainstay-exec --parent PID [--cgroup FOLDER] [--log FILE] [--keep LAST] -- PROGRAM [ARGUMENT...]
+ * LAST: the descriptors 3..LAST stay open (a console; a network card behind it).
  * Order matters: the death signal first, then the look whether the parent is still there (it may have died before the signal was asked
  * for), and only then the cgroup; so a process that survives its keeper is never in a cgroup, and one in a cgroup dies with its keeper.
  * Exit status 127 PROGRAM not found, 126 anything else; the reason is the last line of the log. */
@@ -20,7 +21,7 @@
 struct request {
     long parent;
     const char *cgroup, *log;
-    int keep_fd; /* -1: none */
+    unsigned keep; /* descriptors 3.. that stay open */
     char **argv;
 };
 
@@ -51,7 +52,7 @@ static int arguments(int argc, char **argv, struct request *req)
     long value;
     int c;
 
-    *req = (struct request){.parent = -1, .keep_fd = -1};
+    *req = (struct request){.parent = -1};
     while ((c = getopt_long(argc, argv, "+", options, NULL)) != -1) {
         if (c == 'c')
             req->cgroup = optarg;
@@ -59,8 +60,8 @@ static int arguments(int argc, char **argv, struct request *req)
             req->log = optarg;
         else if (c == 'p' && number(optarg, &value) == 0)
             req->parent = value;
-        else if (c == 'k' && number(optarg, &value) == 0 && value == 3)
-            req->keep_fd = 3; /* the only one: what is closed is then one range */
+        else if (c == 'k' && number(optarg, &value) == 0 && value >= 3 && value <= 4)
+            req->keep = (unsigned)value - 2;
         else
             return -1;
     }
@@ -136,7 +137,8 @@ int main(int argc, char **argv)
     int r;
 
     if (arguments(argc, argv, &req) < 0) {
-        fprintf(stderr, "usage: mainstay-exec --parent PID [--cgroup FOLDER] [--log FILE] [--keep 3] -- PROGRAM [ARGUMENT...]\n");
+        fprintf(stderr,
+                "usage: mainstay-exec --parent PID [--cgroup FOLDER] [--log FILE] [--keep 3|4] -- PROGRAM [ARGUMENT...]\n");
         return EXIT_REFUSED;
     }
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
@@ -158,7 +160,7 @@ int main(int argc, char **argv)
     signals_reset();
     if (setrlimit(RLIMIT_CORE, &none) < 0)
         return refuse("cannot forbid", "core dumps");
-    if (close_range(req.keep_fd == 3 ? 4 : 3, ~0U, 0) < 0)
+    if (close_range(3 + req.keep, ~0U, 0) < 0)
         return refuse("cannot close", "inherited descriptors");
     execv(req.argv[0], req.argv);
     fprintf(stderr, "mainstay-exec: cannot run %s: %s\n", req.argv[0], strerror(errno));

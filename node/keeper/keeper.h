@@ -24,6 +24,7 @@
  *   areas         making and dropping the memory of a slot (worker threads)
  *   vmproc        QEMU processes: spawn, exit, kill with proof
  *   console       serial console of each QEMU, followers
+ *   net           network of each VM; netdev, plug: what the kernel does for it
  *   device        the RDMA device: open, listen, again when it went away
  *   server        links that others opened to us: registrations and Keys
  *   images        this node as a mirror: images of VMs that run elsewhere, their logs; image_work: what their worker does
@@ -60,6 +61,7 @@ static_assert(MST_KILL_DEADLINE_MS < MST_ORDER_DEADLINE_MS, "a start that failed
 struct mst_keeper;
 struct mst_proc;
 struct mst_console;
+struct mst_net;
 struct mst_held_image;
 struct mst_mirrors;
 
@@ -86,6 +88,7 @@ struct mst_vm {
     struct mst_proc *proc; /* NULL: no child */
     struct mst_console *console;
     uint64_t console_published;
+    struct mst_net *net;         /* NULL: no network, or no QEMU */
     Mainstay__StartResult start; /* answer to a repeated OrderStart */
     bool has_start;
     struct mst_held_image *image; /* of a VM that runs elsewhere: state MST_RUN_IMAGE; NULL: the slot is of a VM of ours */
@@ -130,6 +133,7 @@ struct mst_keeper {
     struct mst_followers *followers;
     struct mst_tenure *tenure;
     struct mst_mirrors *mirrors;
+    uint32_t net_number;       /* of the next network device */
     struct mst_manage *manage; /* NULL: none */
     bool stopping;
     uint8_t frame[MST_MESSAGE_BYTES_MAX]; /* for packing, loop thread */
@@ -199,6 +203,12 @@ void mst_followers_free(struct mst_keeper *k);
 int mst_console_send(struct mst_keeper *k, struct mst_control *control, const char *vm, uint64_t from, bool follow,
                      struct mst_why *why);
 void mst_console_unfollow(struct mst_keeper *k, const struct mst_control *control);
+
+/* --- net.c --- */
+void mst_net_sweep(const struct mst_keeper *k); /* devices that an earlier keeper left */
+/* The tap of a VM that is about to be started. *ret_fd: for its QEMU, the caller closes it afterwards; -1 it has no network. What mst_tap_open says. */
+int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_fd, struct mst_why *why);
+void mst_net_close(struct mst_vm *vm); /* its QEMU is gone */
 
 /* --- device.c --- */
 int mst_device_new(struct mst_keeper *k); /* begins opening; retries for ever */

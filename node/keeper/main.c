@@ -28,8 +28,10 @@ static void parts_close(struct mst_keeper *k)
     mst_relays_free(k);
     mst_agent_free(k);
     mst_kills_free(k);
-    for (i = 0; i < MST_VMS_PER_NODE; i++)
+    for (i = 0; i < MST_VMS_PER_NODE; i++) {
+        mst_net_close(&k->vms[i]);
         mst_console_free(&k->vms[i]);
+    }
     mst_followers_free(k);
     mst_images_free(k);
     mst_mirrors_close(k);

@@ -294,6 +294,7 @@ static void slot_drop_now(struct mst_vm *vm)
     mst_images_gone(vm);
     mst_mirrors_vm_gone(vm); /* whoever sets drop_pending: the slot's next VM must not find them */
     mst_vm_areas_drop(vm);
+    mst_net_close(vm);
     mst_console_free(vm);
     if (!mst_slot_newest(k, vm->name) && mst_path(path, sizeof(path), "%s/vm-%s", k->conf->cgroup, vm->name) == 0 &&
         mst_cgroup_remove(path) < 0)

@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHILD_FD    3
+#define CHILD_FD    3   /* and the one behind it */
 #define OPTIONS_MAX 10u /* our own arguments before PROGRAM, with the final NULL */
 
 static char **arguments_new(const struct mst_spawn *spawn, const char *parent)
@@ -35,7 +35,7 @@ static char **arguments_new(const struct mst_spawn *spawn, const char *parent)
     }
     if (spawn->fd >= 0) {
         argv[n++] = (char *)"--keep";
-        argv[n++] = (char *)"3";
+        argv[n++] = (char *)(spawn->fd2 > 0 ? "4" : "3");
     }
     argv[n++] = (char *)"--";
     for (i = 0; i < spawn->argc; i++)
@@ -48,7 +48,7 @@ int mst_spawn(const struct mst_spawn *spawn, pid_t *ret_pid, int *ret_pidfd, str
     extern char **environ;
     posix_spawn_file_actions_t actions;
     char parent[24], **argv;
-    int r, pidfd, status;
+    int r, pidfd, status, high = -1;
     pid_t pid = -1;
 
     if (!spawn->argc)
@@ -60,8 +60,16 @@ int mst_spawn(const struct mst_spawn *spawn, pid_t *ret_pid, int *ret_pidfd, str
     r = -posix_spawn_file_actions_init(&actions);
     if (r < 0)
         goto free_argv;
-    if (spawn->fd >= 0)
-        r = -posix_spawn_file_actions_adddup2(&actions, spawn->fd, CHILD_FD); /* clears CLOEXEC, also when fd is 3 already */
+    /* The second one first, to where nothing of ours is: making 3 of the first may close the second, if that is 3 itself. Clears CLOEXEC, also
+     * when it is there already. */
+    if (spawn->fd >= 0 && spawn->fd2 > 0) {
+        high = fcntl(spawn->fd2, F_DUPFD_CLOEXEC, CHILD_FD + 2);
+        r = high < 0 ? -errno : 0;
+    }
+    if (r == 0 && spawn->fd >= 0)
+        r = -posix_spawn_file_actions_adddup2(&actions, spawn->fd, CHILD_FD);
+    if (r == 0 && high >= 0)
+        r = -posix_spawn_file_actions_adddup2(&actions, high, CHILD_FD + 1);
     if (r == 0)
         r = -posix_spawn(&pid, spawn->exec, &actions, NULL, argv, environ);
     if (r < 0) {
@@ -78,6 +86,8 @@ int mst_spawn(const struct mst_spawn *spawn, pid_t *ret_pid, int *ret_pidfd, str
     *ret_pid = pid;
     *ret_pidfd = pidfd;
 free_actions:
+    if (high >= 0)
+        close(high);
     posix_spawn_file_actions_destroy(&actions);
 free_argv:
     free(argv);

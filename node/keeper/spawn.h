@@ -10,7 +10,7 @@ struct mst_spawn {
     const char *exec;        /* mainstay-exec */
     const char *cgroup;      /* folder to join, must exist; NULL: none */
     const char *log;         /* stdout and stderr; NULL: inherited */
-    int fd;                  /* becomes fd 3 of the program; borrowed; -1: none */
+    int fd, fd2;             /* become fd 3 and, behind it, 4 of the program; borrowed; -1 and 0: none */
     const char *const *argv; /* PROGRAM (absolute path) and its arguments */
     size_t argc;             /* 1.. */
 };

@@ -192,8 +192,10 @@ int mst_keeper_prepare(struct mst_keeper *k, struct mst_why *why)
     r = mst_guard_new(k->instance, &k->guard);
     if (r == 0)
         r = earlier_clear(k, why);
-    if (r == 0)
+    if (r == 0) {
+        mst_net_sweep(k);
         r = storage_open(k, why);
+    }
     if (r == 0)
         k->accel = mst_accel_choose(k->conf, k->host_boot_id);
     return r;

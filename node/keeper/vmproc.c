@@ -151,6 +151,7 @@ static void on_pidfd(uv_poll_t *poll, int err, int events)
     if (mst_vm_path(vm, "qemu.pid", path, sizeof(path)) == 0)
         unlink(path);
     mst_console_hangup(vm);
+    mst_net_close(vm);
     vm_exited(vm, status, ordered);
     /* Nothing should be left in the cgroup; the grant of a newer epoch waits for the proof. */
     if (!vm->keeper->stopping)
@@ -343,6 +344,15 @@ static void child_end(pid_t pid, int pidfd)
     close(pidfd);
 }
 
+static int net_open(struct mst_vm *vm, int *ret_fd, struct mst_why *why)
+{
+    Mainstay__VmDefinition *def = mainstay__vm_definition__unpack(NULL, vm->definition_bytes, vm->definition);
+    int r = def ? mst_net_open(vm, def, ret_fd, why) : -ENOMEM;
+
+    mainstay__vm_definition__free_unpacked(def, NULL);
+    return r;
+}
+
 int mst_proc_spawn(struct mst_vm *vm, char **argv, size_t argc, pid_t *ret_pid, struct mst_why *why)
 {
     struct mst_keeper *k = vm->keeper;
@@ -361,23 +371,32 @@ int mst_proc_spawn(struct mst_vm *vm, char **argv, size_t argc, pid_t *ret_pid, 
     r = mst_console_open(vm, &spawn.fd, why);
     if (r < 0)
         goto gone;
+    r = net_open(vm, &spawn.fd2, why);
+    if (r < 0) {
+        close(spawn.fd);
+        goto hangup;
+    }
     MST_POINT("spawn.begun");
     r = mst_spawn(&spawn, &pid, &pidfd, why);
     if (r == 0)
         MST_POINT("spawn.done");
     close(spawn.fd);
+    if (spawn.fd2 >= 0)
+        close(spawn.fd2);
     if (r < 0)
-        goto hangup;
+        goto net_close;
     r = proc_watch(vm, pid, pidfd);
     if (r < 0) {
         child_end(pid, pidfd);
-        goto hangup;
+        goto net_close;
     }
     log_info("vm=%s epoch=%" PRIu64 " pid=%ld spawned %s", vm->name, vm->epoch, (long)pid, argv[0]);
     mst_event(&(struct mst_event){.kind = MST_EV_QEMU_SPAWNED, .vm = vm->name, .epoch = vm->epoch});
     mst_slot_publish(vm);
     *ret_pid = pid;
     return 0;
+net_close:
+    mst_net_close(vm);
 hangup:
     mst_console_hangup(vm);
 gone:

@@ -828,6 +828,7 @@ static void joins(unsigned node)
 static void cluster(void)
 {
     Mainstay__VmDefinition def = MAINSTAY__VM_DEFINITION__INIT;
+    Mainstay__VmNetwork network = MAINSTAY__VM_NETWORK__INIT;
     Mainstay__VmDefine define = MAINSTAY__VM_DEFINE__INIT;
     Mainstay__VmStart start = MAINSTAY__VM_START__INIT;
 
@@ -838,6 +839,9 @@ static void cluster(void)
     def.name = start.vm = (char *)"v1";
     def.memory_mib = 1;
     def.boot_kernel = (char *)"/k";
+    network.bridge = (char *)"mainstay0";
+    network.mac = (char *)"52:54:00:12:34:56";
+    def.network = &network;
     define.definition = &def;
     start.node = (char *)"n1";
     SAY(OPERATOR, 0, VM_DEFINE, vm_define, &define);

@@ -308,7 +308,7 @@ int mst_cgroup_each(const char *base, const char *prefix, int (*each)(const char
     return r;
 }
 
-/* --- console.c, accel.c, memlock.c of the keeper: not simulated --- */
+/* --- console.c, net.c, accel.c, memlock.c of the keeper: not simulated --- */
 
 int mst_console_open(struct mst_vm *vm, int *ret_child_fd, struct mst_why *why)
 {
@@ -360,6 +360,23 @@ int mst_console_send(struct mst_keeper *k, struct mst_control *control, const ch
 void mst_console_unfollow(struct mst_keeper *k, const struct mst_control *control)
 {
     (void)k, (void)control;
+}
+
+void mst_net_sweep(const struct mst_keeper *k)
+{
+    (void)k;
+}
+
+int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_fd, struct mst_why *why)
+{
+    (void)vm, (void)def, (void)why;
+    *ret_fd = -1;
+    return 0;
+}
+
+void mst_net_close(struct mst_vm *vm)
+{
+    (void)vm;
 }
 
 const char *mst_accel_choose(const struct mst_node_conf *conf, const uint8_t host_boot_id[16])

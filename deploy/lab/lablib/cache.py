@@ -19,7 +19,8 @@ CACHE = Path(os.environ.get("MAINSTAY_CACHE", "/var/cache/mainstay-lab")).absolu
 KERNEL_PACKAGE = "linux-image-amd64"
 BUSYBOX = Path("/usr/bin/busybox")
 MODULES = ("virtio_pci virtio_net virtio_blk virtio_rng 9pnet_virtio 9p overlay ext4 crc32c_generic crc32_generic"
-           " crc32-pclmul rdma_rxe rdma_ucm ib_uverbs sch_netem softdog tun").split()
+           " crc32-pclmul rdma_rxe rdma_ucm ib_uverbs sch_netem softdog tun"
+           " bridge ifb sch_plug sch_ingress cls_u32 act_mirred").split()
 # Never used by a VM of the lab, and most of the package's size.
 USELESS_MODULES = "sound drivers/gpu drivers/media drivers/staging drivers/net/wireless drivers/iio drivers/usb".split()
 KVM_MARKER = "mainstay-lab: kernel is up"

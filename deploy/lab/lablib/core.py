@@ -63,7 +63,9 @@ class Machine:
         self.bmc_address = f"10.7.0.{200 + self.index}" if self.is_node else None
         self.mac = f"52:54:00:07:00:{host:02x}"
         self.management_mac = f"52:54:00:08:00:{host:02x}"
+        self.guests_mac = f"52:54:00:09:00:{host:02x}"
         self.tap = f"{name}-cluster"
+        self.guests_tap = f"{name}-guests" if self.is_node else None
         self.management_tap = f"{name}-mgmt"
         self.dir = lab.state / name
         self.disk = self.dir / "disk.raw"

@@ -1,4 +1,4 @@
-"""The network of a lab: two bridges in a network namespace of its own, one tap per VM on each, the BMCs' addresses."""
+"""The network of a lab: three bridges in a network namespace of its own, one tap per VM on each (guests': per node), the BMCs' addresses."""
 import contextlib
 import subprocess
 from pathlib import Path
@@ -8,6 +8,7 @@ from .core import LabError
 
 CLUSTER_BRIDGE = "cluster"
 MANAGEMENT_BRIDGE = "management"
+GUESTS_BRIDGE = "guests"      # one network for the VMs of all nodes, and whoever is to reach them
 CLUSTER_MTU = 9000            # rxe then has a path MTU of 4096, 7 times the bandwidth of Ethernet's 1500
 
 
@@ -24,11 +25,14 @@ def create(lab):
 
 def _batch(lab):
     yield "link set lo up"
-    for bridge, mtu, address in ((CLUSTER_BRIDGE, CLUSTER_MTU, "10.7.0.254/24"), (MANAGEMENT_BRIDGE, 1500, "10.8.0.254/24")):
+    for bridge, mtu, address in ((CLUSTER_BRIDGE, CLUSTER_MTU, "10.7.0.254/24"), (MANAGEMENT_BRIDGE, 1500, "10.8.0.254/24"),
+                                 (GUESTS_BRIDGE, 1500, "10.9.0.254/24")):
         yield f"link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
         yield f"address add {address} dev {bridge}"
         for machine in lab.machines():
-            tap = machine.tap if bridge == CLUSTER_BRIDGE else machine.management_tap
+            tap = {CLUSTER_BRIDGE: machine.tap, MANAGEMENT_BRIDGE: machine.management_tap, GUESTS_BRIDGE: machine.guests_tap}[bridge]
+            if tap is None:
+                continue
             yield f"tuntap add dev {tap} mode tap"
             yield f"link set {tap} mtu {mtu} master {bridge} up"
         yield f"link set {bridge} mtu {mtu} up"

@@ -30,11 +30,14 @@ def _qemu(machine):
         "-chardev", f"socket,id=control,path={machine.control_socket},server=on,wait=off",
         "-serial", "chardev:console", "-serial", "chardev:control",
         "-chardev", f"socket,id=qmp,path={machine.qmp_socket},server=on,wait=off", "-mon", "chardev=qmp,mode=control",
-        # In this order the kernel calls them eth0 and eth1.
+        # In this order the kernel calls them eth0, eth1 and eth2.
         "-netdev", f"tap,id=cluster,ifname={machine.tap},script=no,downscript=no",
         "-device", f"virtio-net-pci,netdev=cluster,mac={machine.mac},host_mtu=9000,romfile=",
         "-netdev", f"tap,id=management,ifname={machine.management_tap},script=no,downscript=no",
         "-device", f"virtio-net-pci,netdev=management,mac={machine.management_mac},romfile=",
+        # eth2 of nodes: the port of their bridge mainstay0, which the guests' taps are in.
+        *(["-netdev", f"tap,id=guests,ifname={machine.guests_tap},script=no,downscript=no",
+           "-device", f"virtio-net-pci,netdev=guests,mac={machine.guests_mac},romfile="] if machine.is_node else []),
         "-fsdev", "local,id=root,path=/,readonly=on,security_model=none,multidevs=remap",
         "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
         "-fsdev", f"local,id=lab,path={machine.lab.share},security_model=none,multidevs=remap",

@@ -1,6 +1,7 @@
 // Bare-metal witness guest: boots in a fraction of a second under emulation and sleeps in hlt between beats.
 #include "../ports.h"
 #include "../witness.h"
+#include "netcard.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -36,6 +37,7 @@ _Noreturn void guest_exception(uint32_t top, uint32_t second);
 
 static struct witness witness;
 static struct text text;
+static uint32_t udp_host; // of this guest only; 0: no network
 
 static void serial_start(void)
 {
@@ -93,6 +95,7 @@ static struct settings read_command_line(const struct multiboot *boot)
             take_number(p, "interval_ms=", &s.interval_ms);
             take_number(p, "hot=", &s.hot_count);
             take_number(p, "panic_at=", &s.panic_beat);
+            take_number(p, "udp=", &udp_host);
         }
         word_start = *p == ' ';
     }
@@ -179,6 +182,13 @@ void guest_main(const struct multiboot *boot)
     witness_boot_line(&text, "witness", page_count, interval_ms);
     serial_write(&text);
 
+    if (udp_host != 0 && !netcard_start(udp_host)) {
+        text.length = 0;
+        text_add(&text, "guest error: no virtio network card with a legacy interface\n");
+        serial_write(&text);
+        stop();
+    }
+
     uint32_t seed;
     __asm__ volatile("rdtsc" : "=a"(seed) : : "edx");
     witness_start(&witness, image_end, page_count, hot_count, seed);
@@ -225,6 +235,7 @@ void guest_main(const struct multiboot *boot)
         uint32_t seconds = interval_ms / 1000 * beats + beats / 1000 * (interval_ms % 1000) + millis / 1000;
         witness_beat_line(&text, &witness, seconds, millis % 1000);
         serial_write(&text);
+        netcard_send(&text);
 
         if (witness.beat == s.panic_beat)
             port_write(PORT_PVPANIC, 1);

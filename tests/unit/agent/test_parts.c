@@ -74,6 +74,35 @@ START_TEST(command_line_is_that_of_the_contract)
 }
 END_TEST
 
+START_TEST(a_vm_with_a_network_gets_the_keepers_tap_and_always_the_same_address)
+{
+    Mainstay__VmNetwork network = MAINSTAY__VM_NETWORK__INIT;
+    struct mst_qemu_where where = {.qemu = "/q", .accel = "kvm", .vm_dir = "/run/vm", .ram_path = "/shm/r", .incoming = true};
+    struct mst_why why;
+    char text[2000], again[2000], **argv;
+
+    web.memory_mib = 16;
+    web.network = &network;
+    network.mac = (char *)(uintptr_t) "52:54:00:12:34:56";
+    ck_assert_int_eq(mst_qemu_args(&web, "web01", &where, &argv, &why), 0);
+    joined(argv, text, sizeof(text));
+    ck_assert_ptr_nonnull(strstr(text, " -netdev tap,id=net0,fd=4,vhost=off"
+                                       " -device virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile= -kernel"));
+    mst_qemu_args_free(argv);
+    network.mac = NULL;
+    ck_assert_int_eq(mst_qemu_args(&web, "web01", &where, &argv, &why), 0);
+    joined(argv, text, sizeof(text));
+    mst_qemu_args_free(argv);
+    ck_assert_ptr_nonnull(strstr(text, "virtio-net-pci,netdev=net0,mac=02:"));
+    where.accel = "tcg"; /* on another node */
+    ck_assert_int_eq(mst_qemu_args(&web, "web01", &where, &argv, &why), 0);
+    joined(argv, again, sizeof(again));
+    mst_qemu_args_free(argv);
+    ck_assert_str_eq(strstr(again, "virtio-net-pci"), strstr(text, "virtio-net-pci"));
+    web.network = NULL;
+}
+END_TEST
+
 START_TEST(comma_in_a_path_or_machine_adds_no_option)
 {
     struct mst_qemu_where where = {.qemu = "/q", .accel = "tcg", .vm_dir = "/a,b", .ram_path = "/x,size=1"};
@@ -435,6 +464,7 @@ int main(void)
     tcase_set_timeout(tcase, 60);
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, command_line_is_that_of_the_contract);
+    tcase_add_test(tcase, a_vm_with_a_network_gets_the_keepers_tap_and_always_the_same_address);
     tcase_add_test(tcase, comma_in_a_path_or_machine_adds_no_option);
     tcase_add_test(tcase, percentiles_are_those_of_the_newest);
     tcase_add_test(tcase, saved_ram_must_fit_exactly);

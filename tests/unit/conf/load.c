@@ -55,6 +55,7 @@ START_TEST(node_file_takes_its_defaults)
     ck_assert_str_eq(conf->exec, "/usr/libexec/mainstay/mainstay-exec");
     ck_assert_str_eq(conf->qemu, "/usr/bin/qemu-system-x86_64");
     ck_assert_str_eq(conf->accel, "auto");
+    ck_assert_str_eq(conf->bridge, "mainstay0");
     mst_node_conf_free(conf);
 }
 END_TEST
@@ -225,6 +226,58 @@ START_TEST(definition_takes_its_defaults_and_says_them)
     ck_assert(def->has_restarts_max && def->restarts_max == 5);
     ck_assert(def->has_restarts_window_s && def->restarts_window_s == 300);
     ck_assert_uint_eq(def->n_allowed_nodes, 0);
+    ck_assert_ptr_null(def->network);
+    ck_assert(!def->has_output_commit);
+    mainstay__vm_definition__free_unpacked(def, NULL);
+}
+END_TEST
+
+START_TEST(definition_with_a_mirror_and_a_network_is_loaded_whole)
+{
+    static const uint8_t given[6] = {0x52, 0x54, 0x00, 0x12, 0x34, 0x56};
+    Mainstay__VmDefinition *def;
+    uint8_t mac[6];
+
+    load_ok(mst_vm_definition_load(SOURCE_DIR "/deploy/config/vm-mirror.yaml", &def, &why));
+    ck_assert_int_eq(def->protect, MAINSTAY__PROTECT__PROTECT_MIRROR);
+    ck_assert(def->has_output_commit && def->output_commit);
+    ck_assert_str_eq(def->network->bridge, "mainstay0");
+    mst_vm_mac(def, mac);
+    ck_assert_mem_eq(mac, given, sizeof(mac));
+    mainstay__vm_definition__free_unpacked(def, NULL);
+}
+END_TEST
+
+#define MIRROR_HEAD "name: web01\nmemory-mib: 16\nboot: {kernel: /k}\nprotect: mirror\n"
+
+START_TEST(output_waits_for_mirrors_unless_told_otherwise_and_that_is_said)
+{
+    Mainstay__VmDefinition *def;
+
+    load_ok(mst_vm_definition_load(file_make("vm.yaml", MIRROR_HEAD, 0), &def, &why));
+    ck_assert(def->has_output_commit && def->output_commit);
+    mainstay__vm_definition__free_unpacked(def, NULL);
+    load_ok(mst_vm_definition_load(file_make("vm.yaml", MIRROR_HEAD "output-commit: false\n", 0), &def, &why));
+    ck_assert(def->has_output_commit && !def->output_commit);
+    mainstay__vm_definition__free_unpacked(def, NULL);
+}
+END_TEST
+
+START_TEST(a_card_without_an_address_gets_one_from_its_vms_name)
+{
+    Mainstay__VmDefinition *def;
+    uint8_t mac[6], again[6];
+
+    load_ok(mst_vm_definition_load(file_make("vm.yaml", MIRROR_HEAD "network: {}\n", 0), &def, &why));
+    ck_assert_ptr_nonnull(def->network);
+    ck_assert_ptr_null(def->network->bridge);
+    mst_vm_mac(def, mac);
+    mst_vm_mac(def, again);
+    ck_assert_mem_eq(mac, again, sizeof(mac));
+    ck_assert_uint_eq(mac[0], 0x02);
+    def->name[0] = 'v';
+    mst_vm_mac(def, again);
+    ck_assert_mem_ne(mac, again, sizeof(mac));
     mainstay__vm_definition__free_unpacked(def, NULL);
 }
 END_TEST
@@ -417,6 +470,9 @@ int main(void)
     tcase_add_test(tcase, definition_takes_its_defaults_and_says_them);
     tcase_add_test(tcase, definition_is_loaded_whole_and_packs);
     tcase_add_test(tcase, racks_and_what_a_mirror_may_not_share_are_loaded);
+    tcase_add_test(tcase, definition_with_a_mirror_and_a_network_is_loaded_whole);
+    tcase_add_test(tcase, output_waits_for_mirrors_unless_told_otherwise_and_that_is_said);
+    tcase_add_test(tcase, a_card_without_an_address_gets_one_from_its_vms_name);
     tcase_add_test(tcase, drill_is_loaded_whole);
     tcase_add_test(tcase, drill_takes_its_defaults);
     tcase_add_test(tcase, all_files_of_the_repository_load);

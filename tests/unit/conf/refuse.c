@@ -55,10 +55,11 @@ static const struct bad bads[] = {
     {NODE, NODE_HEAD "adress: 10.0.0.1\n",
      "7: adress: is not a key, did you mean address; allowed: cluster, node, id, address, port, rack, coordinators, "
      "main-storage, "
-     "memory-mib, vcpus, run-dir, state-dir, events-file, cgroup, agent, exec, qemu, accel, on-lease-lost, watchdog, management"},
+     "memory-mib, vcpus, run-dir, state-dir, events-file, cgroup, agent, exec, qemu, accel, on-lease-lost, bridge, watchdog, "
+     "management"},
     {NODE, NODE_HEAD "memory_mib: 16\n",
      "7: memory_mib: is not a key, did you mean memory-mib; allowed: cluster, node, id, address, port, rack, coordinators, "
-     "main-storage, memory-mib, vcpus, run-dir, state-dir, events-file, cgroup, agent, exec, qemu, accel, on-lease-lost, "
+     "main-storage, memory-mib, vcpus, run-dir, state-dir, events-file, cgroup, agent, exec, qemu, accel, on-lease-lost, bridge, "
      "watchdog, management"},
     {NODE, NODE_HEAD "coordinators:\n  - address: 10.0.0.1\n    prot: 1\n",
      "9: coordinators[0].prot: is not a key, did you mean port; allowed: address, port, management-address"},
@@ -257,8 +258,30 @@ static const struct bad bads[] = {
     {VM, VM_HEAD VM_BOOT "on_node_fault: hold\n",
      "4: on_node_fault: is not a key, did you mean on-node-fault; allowed: name, memory-mib, vcpus, machine, cpu, boot, protect, "
      "mirror-apart, checkpoint-interval-ms, checkpoint-stall-max-percent, on-node-fault, on-vm-fault, priority, restarts-max, "
-     "restarts-window-s, "
-     "allowed-nodes"},
+     "restarts-window-s, network, output-commit, allowed-nodes"},
+    {VM, VM_HEAD VM_BOOT "network:\n  bridge: br0/1\n",
+     "5: network.bridge: 'br0/1' has characters that are not allowed, allowed are letters, digits and -_."},
+    {VM, VM_HEAD VM_BOOT "network:\n  bridge: a234567890123456\n",
+     "5: network.bridge: 'a234567890123456' has 16 bytes, allowed 1..15"},
+    {VM, VM_HEAD VM_BOOT "network: {bridge: \"..\"}\n",
+     "4: network.bridge: '..' is no name of a network device: it begins with a letter or a digit"},
+    {VM, VM_HEAD VM_BOOT "network: {mac: \"52:54:00:00:00:0g\"}\n",
+     "4: network.mac: '52:54:00:00:00:0g' is not the address of one card: six pairs of 0-9 a-f with : between, the first one "
+     "even"},
+    {VM, VM_HEAD VM_BOOT "network: {mac: \"53:54:00:00:00:01\"}\n",
+     "4: network.mac: '53:54:00:00:00:01' is not the address of one card: six pairs of 0-9 a-f with : between, the first one "
+     "even"},
+    {VM, VM_HEAD VM_BOOT "network: {mac: \"00:00:00:00:00:00\"}\n",
+     "4: network.mac: '00:00:00:00:00:00' is not the address of one card: six pairs of 0-9 a-f with : between, the first one "
+     "even"},
+    {VM, VM_HEAD "boot: {state: /s}\nnetwork: {mac: \"52:54:00:00:00:01\"}\n",
+     "4: network.mac: is given with boot.state, whose memory holds the address already; allowed only with boot.kernel"},
+    {VM, VM_HEAD VM_BOOT "network: {model: e1000}\n", "4: network.model: is not a key; allowed: bridge, mac"},
+    {VM, VM_HEAD VM_BOOT "output-commit: false\n",
+     "4: output-commit: is given without mirrors to wait for, allowed only with protect: mirror"},
+    {VM, VM_HEAD VM_BOOT "protect: local\noutput-commit: true\n",
+     "5: output-commit: is given without mirrors to wait for, allowed only with protect: mirror"},
+    {VM, VM_HEAD VM_BOOT "protect: mirror\noutput-commit: no\n", "5: output-commit: 'no' is not known; allowed: true, false"},
     /* drills */
     {DRILL, "name: d\n", "1: vms: is missing, it has to be given"},
     {DRILL, "name: d\nvms: []\n", "2: vms: has 0 entries, allowed 1..1024"},

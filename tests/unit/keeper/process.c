@@ -153,6 +153,41 @@ START_TEST(a_descriptor_that_is_3_already_is_passed_too)
 }
 END_TEST
 
+/* The first one's place, 3, is taken by the second: neither may close the other. */
+START_TEST(two_descriptors_are_passed_in_their_order_and_no_third)
+{
+    const char *argv[] = {"/bin/sh", "-c", "echo a >&3; echo bc >&4; [ ! -e /proc/self/fd/5 ] && echo d >&3"};
+    int first[2], second[2], status;
+    char data[8] = "";
+    pid_t pid;
+
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, first), 0);
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, second), 0);
+    pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
+        struct mst_spawn spawn = {.exec = MST_TEST_EXEC, .log = log_path, .fd = 40, .fd2 = 3, .argv = argv, .argc = 3};
+        struct pollfd wait = {.events = POLLIN};
+        pid_t child;
+
+        if (dup3(first[1], 40, O_CLOEXEC) != 40 || (second[1] != 3 && dup3(second[1], 3, O_CLOEXEC) != 3))
+            _exit(1);
+        _exit(mst_spawn(&spawn, &child, &wait.fd, &why) == 0 && poll(&wait, 1, 10000) == 1 && mst_reap(child, &status) == 1 ? 0
+                                                                                                                            : 1);
+    }
+    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    ck_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    ck_assert_int_eq(read(first[0], data, sizeof(data)), 4);
+    ck_assert_str_eq(data, "a\nd\n");
+    ck_assert_int_eq(read(second[0], data, sizeof(data)), 3);
+    ck_assert_int_eq(memcmp(data, "bc\n", 3), 0);
+    close(first[0]);
+    close(first[1]);
+    close(second[0]);
+    close(second[1]);
+}
+END_TEST
+
 START_TEST(signals_and_core_limit_are_as_for_a_fresh_program)
 {
     const char *argv[] = {"/bin/sh", "-c",
@@ -492,6 +527,7 @@ int main(void)
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, the_program_gets_its_console_as_fd_3_and_no_other_descriptor);
     tcase_add_test(tc, a_descriptor_that_is_3_already_is_passed_too);
+    tcase_add_test(tc, two_descriptors_are_passed_in_their_order_and_no_third);
     tcase_add_test(tc, signals_and_core_limit_are_as_for_a_fresh_program);
     tcase_add_test(tc, a_program_that_is_missing_says_so_in_the_log);
     tcase_add_test(tc, a_cgroup_that_cannot_be_joined_stops_the_start);

@@ -169,7 +169,7 @@ static int mac_parse(const char *text, uint8_t mac[6])
         sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%n", &byte[0], &byte[1], &byte[2], &byte[3], &byte[4], &byte[5], &end) != 6 ||
         end != (int)MST_MAC_TEXT_BYTES)
         return -EINVAL;
-    for (unsigned i = 0; i < 6; i++) {
+    for (size_t i = 0; i < 6; i++) {
         if (!isxdigit((unsigned char)text[3 * i]) || !isxdigit((unsigned char)text[3 * i + 1]))
             return -EINVAL; /* "%x" takes signs and spaces as well */
         mac[i] = (uint8_t)byte[i];

@@ -99,7 +99,7 @@ put:
 int mst_tap_open(const char *name, const char *bridge, int *ret_fd, struct mst_why *why)
 {
     struct ifreq request = {.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL)};
-    struct nl_sock *sock;
+    struct nl_sock *sock = NULL;
     int fd, r;
 
     fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
@@ -142,7 +142,7 @@ static int delete_in(struct nl_sock *sock, const char *name)
 
 int mst_netdev_delete(const char *name)
 {
-    struct nl_sock *sock;
+    struct nl_sock *sock = NULL;
     int r = mst_netlink_open(&sock);
 
     if (r < 0)
@@ -155,7 +155,7 @@ int mst_netdev_delete(const char *name)
 int mst_netdev_sweep(const char *prefix)
 {
     struct if_nameindex *list = if_nameindex();
-    struct nl_sock *sock;
+    struct nl_sock *sock = NULL;
     int r, count = 0;
 
     if (!list)

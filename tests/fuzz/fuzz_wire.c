@@ -87,7 +87,8 @@ void fuzz_seeds(void)
     size_t n;
 
     for (unsigned i = 0; i < sizeof(roles) / sizeof(roles[0]); i++) {
-        struct mst_wire_hello to = {.version = MST_WIRE_VERSION, .role = roles[i], .recvs = 16, .data_bytes = (uint8_t)(i * (MST_CONNECT_DATA_MAX / 3))};
+        struct mst_wire_hello to = {
+            .version = MST_WIRE_VERSION, .role = roles[i], .recvs = 16, .data_bytes = (uint8_t)(i * (MST_CONNECT_DATA_MAX / 3))};
 
         n = mst_wire_hello_put(&to, "0123456789abcdef0123456789abcdef0123456789abcdef", seed + 1);
         name[0] = 'h';

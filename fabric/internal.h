@@ -222,6 +222,7 @@ bool mst_messages_idle(const struct mst_link *link); /* everything given to mst_
 void mst_io_done(struct mst_link *link, struct mst_io_op *op, const struct ibv_wc *wc);
 void mst_io_cancel_all(struct mst_link *link); /* QP is destroyed: runs what is left */
 void mst_io_check_deadlines(struct mst_link *link, uint64_t now_ns, uint64_t *ret_next_ns);
+void mst_regions_deregister(struct mst_link *link); /* no peer has access any more; they stay until their owners are told */
 void mst_regions_free(struct mst_link *link);
 int mst_why_locked(struct mst_why *why, int err, const char *what, size_t bytes);
 

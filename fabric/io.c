@@ -158,15 +158,31 @@ free_region:
     return r;
 }
 
+static void region_deregister(struct mst_region *region)
+{
+    assert(region->uses == 0); /* contract: no work request uses it */
+    if (!region->mr)
+        return;
+    ibv_dereg_mr(region->mr);
+    region->mr = NULL;
+    region->link->fabric->counts.regions--;
+}
+
 void mst_region_free(struct mst_region *region)
 {
     if (!region)
         return;
-    assert(region->uses == 0); /* contract: no work request uses it */
-    ibv_dereg_mr(region->mr);
+    region_deregister(region);
     LIST_REMOVE(region, entry);
-    region->link->fabric->counts.regions--;
     free(region);
+}
+
+void mst_regions_deregister(struct mst_link *link)
+{
+    struct mst_region *region;
+
+    LIST_FOREACH (region, &link->regions, entry)
+        region_deregister(region);
 }
 
 void mst_regions_free(struct mst_link *link)
@@ -184,7 +200,7 @@ void mst_regions_free(struct mst_link *link)
 void mst_region_key(const struct mst_region *region, uint64_t *ret_addr, uint32_t *ret_rkey)
 {
     *ret_addr = (uintptr_t)region->addr;
-    *ret_rkey = region->mr->rkey;
+    *ret_rkey = region->mr ? region->mr->rkey : 0;
 }
 
 /* --- READ and WRITE --- */

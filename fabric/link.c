@@ -77,6 +77,7 @@ static void on_handle_closed(uv_handle_t *handle)
         link->events.on_open(link, link->end_err ? link->end_err : -ECANCELED, &link->end_why, link->arg);
     else if (link->told_open && link->events.on_closed)
         link->events.on_closed(link, link->end_err, &link->end_why, link->arg);
+    mst_regions_free(link); /* only now: until it is told, an owner may free one as well */
     free(link);
     mst_fabric_link_ended(fabric);
 }
@@ -113,7 +114,7 @@ static void destroy_verbs(struct mst_link *link)
         mst_io_cancel_all(link);
     }
     mst_watch_free(link);
-    mst_regions_free(link);
+    mst_regions_deregister(link);
     mst_messages_free(link);
     if (link->send_cq != link->cq)
         destroy_cq(link, &link->send_cq, &link->send_channel);

@@ -121,6 +121,7 @@ struct mst_vm {
     bool panicked, panic_told;
     bool stopped_by_other; /* STOP that nobody here asked for */
     bool ping_waits;
+    uint64_t mark_id;   /* of the last OutputMark */
     unsigned put_waits; /* answers of the keeper that are out: till then the last delta must stay as it is, for the mirrors */
     bool ckpt_due;      /* and the next checkpoint waits for that */
     bool took_waits;    /* the last one is done but for that: then the next one's time is known */

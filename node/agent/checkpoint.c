@@ -212,7 +212,7 @@ static void maybe_saved(struct mst_ckpt *ckpt)
     struct mst_why why;
     off_t bytes;
 
-    if (ckpt->state != ST_SAVING || !ckpt->saved || !ckpt->migrate_answered)
+    if (ckpt->state != ST_SAVING || !ckpt->saved || !ckpt->migrate_answered || ckpt->mark_waits)
         return;
     if (ckpt->panicked) {
         panicked(ckpt);
@@ -233,6 +233,8 @@ static void maybe_saved(struct mst_ckpt *ckpt)
 static void on_stop(struct mst_qmp *qmp, int err, const json_t *ret, const struct mst_why *why, void *arg)
 {
     struct mst_ckpt *ckpt = arg;
+    struct mst_why here;
+    int r;
 
     (void)qmp;
     (void)ret;
@@ -242,6 +244,21 @@ static void on_stop(struct mst_qmp *qmp, int err, const json_t *ret, const struc
     }
     ckpt->report.stop_ns = mst_now_ns() - ckpt->stop_sent_ns;
     ckpt->mark_ns = mst_now_ns();
+    r = ckpt->events->on_stands ? ckpt->events->on_stands(ckpt, mst_save_seq(ckpt->conf.writer) + 1, ckpt->arg) : 0;
+    if (r < 0) {
+        mst_why_set(&here, -EIO, "cannot mark what the guest has sent: %s", mst_errname(r));
+        rescue(ckpt, -EIO, &here); /* not r: QEMU's monitor is well */
+        return;
+    }
+    ckpt->mark_waits = r > 0;
+}
+
+void mst_ckpt_marked(struct mst_ckpt *ckpt)
+{
+    if (ckpt->freeing || !ckpt->mark_waits)
+        return;
+    ckpt->mark_waits = false;
+    maybe_saved(ckpt);
 }
 
 static void on_migrate(struct mst_qmp *qmp, int err, const json_t *ret, const struct mst_why *why, void *arg)
@@ -494,7 +511,7 @@ static void begin(struct mst_ckpt *ckpt)
     ckpt->stop_sent_ns = 0;
     ckpt->err = 0;
     ckpt->why.text[0] = '\0';
-    ckpt->saved = ckpt->migrate_answered = ckpt->committed = false;
+    ckpt->saved = ckpt->migrate_answered = ckpt->mark_waits = ckpt->committed = false;
 }
 
 int mst_ckpt_take(struct mst_ckpt *ckpt, enum mst_ckpt_mode mode)

@@ -17,7 +17,7 @@
  *   MARKING   first checkpoint: a short stop in which the soft-dirty bits are cleared, before the first page is copied
  *   EARLY     pages written since the last checkpoint (first one: all pages) are copied while the guest runs
  *   ARMING    QEMU gets the descriptor for the device state
- *   SAVING    `stop` and `migrate` go out together; waits for the migration's end. The guest stands from here on
+ *   SAVING    `stop` and `migrate` go out together; waits for the migration's end, and for the owner's mark. The guest stands from here on
  *   STAGING   remaining pages, device state and record; the bits are cleared
  *   APPLYING  delta to shadow; the guest runs again
  *
@@ -62,6 +62,9 @@ struct mst_ckpt_events {
     /* The record is published, and not settled yet; the guest was told to go on, if it is to. May be NULL. whole: the pages of the delta are not all
      * that changed. */
     void (*on_committed)(struct mst_ckpt *ckpt, bool whole, void *arg);
+    /* The guest stands for checkpoint seq. May be NULL. 0; 1: the checkpoint is not committed, and the guest not told to go on, before
+     * mst_ckpt_marked; -errno: the checkpoint fails. */
+    int (*on_stands)(struct mst_ckpt *ckpt, uint64_t seq, void *arg);
 };
 
 /* -ENOMEM, -errno of memfd_create. */
@@ -72,6 +75,7 @@ int mst_ckpt_take(struct mst_ckpt *ckpt, enum mst_ckpt_mode mode);
 int mst_ckpt_resume(struct mst_ckpt *ckpt);
 /* What rides on the save record (shm/save.h); now: also on the present one, as soon as no worker has the writer. */
 void mst_ckpt_note(struct mst_ckpt *ckpt, const struct mst_save_note *note, bool now);
+void mst_ckpt_marked(struct mst_ckpt *ckpt); /* see on_stands; nothing when nobody waits */
 bool mst_ckpt_busy(const struct mst_ckpt *ckpt);
 const char *mst_ckpt_state(const struct mst_ckpt *ckpt);
 /* Events of the monitor are handed on here: MIGRATION and GUEST_PANICKED are looked at. */

@@ -43,7 +43,7 @@ struct mst_ckpt {
     bool marked; /* bits were cleared for the first checkpoint */
     bool doubt;
     bool panicked; /* the guest is not worth saving any more */
-    bool saved, migrate_answered, committed, to_tell;
+    bool saved, migrate_answered, mark_waits, committed, to_tell;
     int err; /* of the checkpoint that is being rescued */
     struct mst_why why;
     struct mst_ckpt_report report;

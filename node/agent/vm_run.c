@@ -331,9 +331,40 @@ static void on_committed(struct mst_ckpt *ckpt, bool whole, void *arg)
     put_ask(arg, false, whole);
 }
 
+static void on_marked(int err, const mst_envelope *reply, const struct mst_why *why, void *arg)
+{
+    struct mst_vm *vm = arg;
+
+    if (err) /* fenced meanwhile: nothing of it leaves any more */
+        log_notice("vm=%s epoch=%" PRIu64 " what it sent is not marked: %s", vm->definition->name, vm->epoch, why->text);
+    if (vm->ckpt && reply->reply_to == vm->mark_id) /* else it is the answer for a checkpoint that has failed since */
+        mst_ckpt_marked(vm->ckpt);
+}
+
+/* What the guest has sent until now belongs to this checkpoint, and leaves when the mirrors have it: the keeper draws the line before the guest goes on. */
+static int on_stands(struct mst_ckpt *ckpt, uint64_t seq, void *arg)
+{
+    Mainstay__OutputMark body = MAINSTAY__OUTPUT_MARK__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+    struct mst_vm *vm = arg;
+    int r;
+
+    (void)ckpt;
+    if (vm->definition->protect != MAINSTAY__PROTECT__PROTECT_MIRROR || !vm->definition->output_commit)
+        return 0;
+    body.vm = vm->definition->name;
+    body.epoch = vm->epoch;
+    body.seq = seq;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_OUTPUT_MARK;
+    env.output_mark = &body;
+    r = mst_port_request(vm->agent->port, &env, on_marked, vm);
+    vm->mark_id = env.id;
+    return r < 0 ? r : 1;
+}
+
 int mst_vm_run_begin(struct mst_vm *vm, bool stands, struct mst_why *why)
 {
-    static const struct mst_ckpt_events events = {on_done, on_silent, on_committed};
+    static const struct mst_ckpt_events events = {on_done, on_silent, on_committed, on_stands};
     struct mst_ckpt_conf conf = {.loop = vm->agent->loop,
                                  .qmp = vm->qmp,
                                  .map = &vm->map->map,

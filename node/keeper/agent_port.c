@@ -293,6 +293,7 @@ static const struct request_row {
     {MAINSTAY__ENVELOPE__BODY_NODE_HEALTH, "node-health", false, run_node_health},
     {MAINSTAY__ENVELOPE__BODY_FAULT_REPORT, "fault-report", false, run_fault_report},
     {MAINSTAY__ENVELOPE__BODY_CHECKPOINT_PUT, "checkpoint-put", false, mst_mirrors_put},
+    {MAINSTAY__ENVELOPE__BODY_OUTPUT_MARK, "output-mark", false, mst_output_mark},
 };
 
 void mst_agent_request(struct mst_keeper *k, const mst_envelope *env)

@@ -15,13 +15,17 @@
 #include <unistd.h>
 
 /* QEMU blocks a guest's serial port when nobody reads, so we always read: into a ring of the newest bytes and into a file that is moved aside
- * at 1 MiB. Followers are sent to from a timer, so a talkative guest costs messages by time and not by byte. */
+ * at 1 MiB. Followers are sent to from a timer, so a talkative guest costs messages by time and not by byte.
+ *
+ * Under output commit (gated) all of them get only what has been shown. What waits for that is in the ring, at most HELD_BYTES_MAX of it; then we read no
+ * more, and QEMU's serial port is as slow as the mirrors. */
 
 #define READ_BYTES     (16u << 10)
 #define READS_PER_WAKE 4 /* then the other handles of the loop have their turn */
 #define FILE_BYTES_MAX (1u << 20)
 #define CHUNK_BYTES    4096u
 #define FOLLOW_MS      50
+#define HELD_BYTES_MAX (MST_RING_BYTES / 2) /* the other half is what readers may still have to fetch */
 #define FOLLOWERS_MAX  128u
 
 struct mst_console {
@@ -30,6 +34,8 @@ struct mst_console {
     int fd;          /* -1: QEMU is gone */
     int file;
     size_t file_bytes;
+    bool gated;
+    uint64_t shown; /* offset; not gated: the end of the ring */
     uint64_t beat_wall_ms;
     struct mst_ring ring;
 };
@@ -48,7 +54,7 @@ struct mst_followers {
 
 uint64_t mst_console_bytes(const struct mst_vm *vm)
 {
-    return vm->console ? vm->console->ring.end : 0;
+    return vm->console ? vm->console->shown : 0;
 }
 
 uint64_t mst_console_beat_ms(const struct mst_vm *vm)
@@ -98,22 +104,48 @@ static void file_append(struct mst_console *console, const uint8_t *data, size_t
 
 /* --- reading --- */
 
-/* 1 there may be more, 0 nothing now, -errno or -EPIPE the other end is gone. */
+static void show(struct mst_console *console, uint64_t upto)
+{
+    uint8_t data[CHUNK_BYTES];
+
+    while (console->shown < upto) {
+        uint64_t at = console->shown, left = upto - at;
+        size_t n = mst_ring_read(&console->ring, &at, data, left < sizeof(data) ? (size_t)left : sizeof(data));
+
+        if (n == 0 || at + n > upto)
+            break; /* never: what waits is in the ring */
+        file_append(console, data, n);
+        console->shown = at + n;
+        console->beat_wall_ms = mst_wall_ms();
+    }
+}
+
+static uint64_t room(const struct mst_console *console)
+{
+    uint64_t held = console->ring.end - console->shown;
+
+    return console->gated ? (held < HELD_BYTES_MAX ? HELD_BYTES_MAX - held : 0) : READ_BYTES;
+}
+
+/* 1 there may be more, 0 nothing now, or no room; -errno or -EPIPE the other end is gone. */
 static int take(struct mst_console *console)
 {
+    uint64_t most = room(console);
     uint8_t data[READ_BYTES];
     ssize_t n;
 
+    if (most == 0)
+        return 0;
     do {
-        n = read(console->fd, data, sizeof(data));
+        n = read(console->fd, data, most < sizeof(data) ? (size_t)most : sizeof(data));
     } while (n < 0 && errno == EINTR);
     if (n < 0)
         return errno == EAGAIN ? 0 : -errno;
     if (n == 0)
         return -EPIPE;
-    console->beat_wall_ms = mst_wall_ms();
     mst_ring_append(&console->ring, data, (size_t)n);
-    file_append(console, data, (size_t)n);
+    if (!console->gated)
+        show(console, console->ring.end);
     return 1;
 }
 
@@ -141,10 +173,52 @@ static void on_readable(uv_poll_t *poll, int err, int events)
     for (i = 0; i < READS_PER_WAKE && r >= 0; i++) {
         r = take(console);
         if (r == 0)
-            return;
+            break;
     }
     if (r < 0)
         fd_close(console);
+    else if (room(console) == 0)
+        uv_poll_stop(poll); /* reading_go */
+}
+
+static void reading_go(struct mst_console *console)
+{
+    if (console->poll && room(console) > 0)
+        uv_poll_start(console->poll, UV_READABLE, on_readable);
+}
+
+void mst_console_gate(struct mst_vm *vm, bool closed)
+{
+    struct mst_console *console = vm->console;
+
+    if (!console)
+        return;
+    console->gated = closed;
+    if (!closed)
+        show(console, console->ring.end);
+    reading_go(console);
+}
+
+uint64_t mst_console_take(struct mst_vm *vm)
+{
+    struct mst_console *console = vm->console;
+
+    if (!console)
+        return 0;
+    /* The bound is the socket's buffer, as the guest stands. What does not fit any more counts as written later: it is shown later, never earlier. */
+    for (int i = 0; i < 1024 && console->fd >= 0 && take(console) > 0; i++)
+        ;
+    return console->ring.end;
+}
+
+void mst_console_show(struct mst_vm *vm, uint64_t offset)
+{
+    struct mst_console *console = vm->console;
+
+    if (!console)
+        return;
+    show(console, offset < console->ring.end ? offset : console->ring.end);
+    reading_go(console);
 }
 
 static int poll_start(struct mst_console *console, int fd)
@@ -211,12 +285,25 @@ void mst_console_hangup(struct mst_vm *vm)
     fd_close(console);
 }
 
+/* What nobody was shown, since a takeover would have undone it, may still say why the guest ended. */
+static void held_keep(const struct mst_console *console)
+{
+    uint8_t data[HELD_BYTES_MAX];
+    uint64_t at = console->shown;
+    char path[PATH_MAX];
+    size_t n = mst_ring_read(&console->ring, &at, data, sizeof(data));
+
+    if (n > 0 && mst_vm_path(console->vm, "console.held", path, sizeof(path)) == 0)
+        (void)mst_file_write_durable(path, data, n, 0600);
+}
+
 void mst_console_free(struct mst_vm *vm)
 {
     struct mst_console *console = vm->console;
 
     if (!console)
         return;
+    held_keep(console);
     vm->console = NULL;
     fd_close(console);
     if (console->file >= 0)
@@ -239,6 +326,20 @@ static int send_chunk(struct mst_control *control, struct mst_vm *vm, uint64_t o
     return mst_control_send(control, &env);
 }
 
+/* As mst_ring_read, of what is shown. */
+static size_t shown_read(const struct mst_console *console, uint64_t *offset, uint8_t *data, size_t max)
+{
+    uint64_t begin = mst_ring_begin(&console->ring);
+
+    if (*offset < begin)
+        *offset = begin;
+    if (*offset >= console->shown) {
+        *offset = console->shown;
+        return 0;
+    }
+    return mst_ring_read(&console->ring, offset, data, console->shown - *offset < max ? (size_t)(console->shown - *offset) : max);
+}
+
 /* Sends what is there from *offset on and moves it. -ENOBUFS: the link is full, *offset says how far it went. */
 static int send_rest(struct mst_control *control, struct mst_vm *vm, uint64_t *offset)
 {
@@ -246,7 +347,7 @@ static int send_rest(struct mst_control *control, struct mst_vm *vm, uint64_t *o
     size_t len;
     int r;
 
-    while (vm->console && (len = mst_ring_read(&vm->console->ring, offset, data, sizeof(data))) > 0) {
+    while (vm->console && (len = shown_read(vm->console, offset, data, sizeof(data))) > 0) {
         r = send_chunk(control, vm, *offset, data, len);
         if (r < 0)
             return r;

@@ -25,6 +25,7 @@
  *   vmproc        QEMU processes: spawn, exit, kill with proof
  *   console       serial console of each QEMU, followers
  *   net           network of each VM; netdev, plug: what the kernel does for it
+ *   output        output commit: what a VM sends waits for its mirrors; gate: the rules of that, pure
  *   device        the RDMA device: open, listen, again when it went away
  *   server        links that others opened to us: registrations and Keys
  *   images        this node as a mirror: images of VMs that run elsewhere, their logs; image_work: what their worker does
@@ -62,6 +63,7 @@ struct mst_keeper;
 struct mst_proc;
 struct mst_console;
 struct mst_net;
+struct mst_output;
 struct mst_held_image;
 struct mst_mirrors;
 
@@ -89,6 +91,7 @@ struct mst_vm {
     struct mst_console *console;
     uint64_t console_published;
     struct mst_net *net;         /* NULL: no network, or no QEMU */
+    struct mst_output *output;   /* NULL: its output waits for nobody */
     Mainstay__StartResult start; /* answer to a repeated OrderStart */
     bool has_start;
     struct mst_held_image *image; /* of a VM that runs elsewhere: state MST_RUN_IMAGE; NULL: the slot is of a VM of ours */
@@ -196,6 +199,10 @@ void mst_console_hangup(struct mst_vm *vm); /* QEMU is gone: takes what is left 
 void mst_console_free(struct mst_vm *vm);
 uint64_t mst_console_bytes(const struct mst_vm *vm);
 uint64_t mst_console_beat_ms(const struct mst_vm *vm);
+/* Output commit: from here on nothing of what comes is shown (closed), or everything again. */
+void mst_console_gate(struct mst_vm *vm, bool closed);
+uint64_t mst_console_take(struct mst_vm *vm);              /* what QEMU has written so far; the offset of its end */
+void mst_console_show(struct mst_vm *vm, uint64_t offset); /* up to there */
 struct mst_control;
 int mst_followers_new(struct mst_keeper *k);
 void mst_followers_free(struct mst_keeper *k);
@@ -208,7 +215,22 @@ void mst_console_unfollow(struct mst_keeper *k, const struct mst_control *contro
 void mst_net_sweep(const struct mst_keeper *k); /* devices that an earlier keeper left */
 /* The tap of a VM that is about to be started. *ret_fd: for its QEMU, the caller closes it afterwards; -1 it has no network. What mst_tap_open says. */
 int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_fd, struct mst_why *why);
-void mst_net_close(struct mst_vm *vm); /* its QEMU is gone */
+void mst_net_close(struct mst_vm *vm); /* its QEMU is gone: what it had sent and was held back is dropped */
+/* What it sends, when mst_output_wanted said so: plug.h. A VM without a network: 0. */
+int mst_net_cut(struct mst_vm *vm);
+int mst_net_release(struct mst_vm *vm);
+int mst_net_let(struct mst_vm *vm); /* mst_plug_open */
+int mst_net_held(struct mst_vm *vm);
+
+/* --- output.c --- */
+bool mst_output_wanted(const Mainstay__VmDefinition *def);
+int mst_output_open(struct mst_vm *vm, const Mainstay__VmDefinition *def); /* it is about to be started; its queues are open */
+void mst_output_free(struct mst_vm *vm);
+int mst_output_mark(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why); /* OutputMark: as in agent_port.c */
+void mst_output_go(struct mst_vm *vm);   /* who is waited for, or what they have, has changed */
+void mst_output_shut(struct mst_vm *vm); /* nothing of it leaves any more. Before its mirrors are ended */
+/* Whether a mirror with checkpoint seq has all that led to what has left; false as long as output leaves freely. */
+bool mst_output_covered(const struct mst_vm *vm, uint64_t seq);
 
 /* --- device.c --- */
 int mst_device_new(struct mst_keeper *k); /* begins opening; retries for ever */
@@ -252,6 +274,9 @@ void mst_mirrors_agent_gone(struct mst_keeper *k); /* its process has ended, and
 void mst_mirrors_vm_gone(struct mst_vm *vm);
 void mst_mirrors_second(struct mst_keeper *k);
 void mst_mirrors_go(struct mst_keeper *k); /* what was held back by mst_tenure_settled */
+/* Output waits for mirrors from their first acknowledgement on, until the coordinator has them left out. *ret_seq: the newest checkpoint that all of
+ * them have. False: there is none. */
+bool mst_mirrors_safe(const struct mst_vm *vm, uint64_t *ret_seq);
 unsigned mst_mirrors_hello(const struct mst_vm *vm, Mainstay__HeldMirror bodies[MST_MIRRORS_MAX],
                            Mainstay__HeldMirror *list[MST_MIRRORS_MAX]);
 

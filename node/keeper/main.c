@@ -31,6 +31,7 @@ static void parts_close(struct mst_keeper *k)
     for (i = 0; i < MST_VMS_PER_NODE; i++) {
         mst_net_close(&k->vms[i]);
         mst_console_free(&k->vms[i]);
+        mst_output_free(&k->vms[i]);
     }
     mst_followers_free(k);
     mst_images_free(k);

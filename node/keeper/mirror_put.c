@@ -379,8 +379,8 @@ void mst_mirror_acked(struct mst_mirror *m, const struct mst_mlog_ack *ack)
         m->moved_ms = mst_now_ms();
     }
     m->acked = mst_msend_acked(m->send);
-    if (m->acked != 0 && m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING)
-        mst_mirror_phase(m, MAINSTAY__MIRROR_PHASE__MIRROR_JOINED);
+    mst_mirror_maybe_join(m);
+    mst_output_go(m->vm);
 }
 
 /* --- the agent's checkpoints --- */

@@ -92,6 +92,30 @@ void mst_mirror_phase(struct mst_mirror *m, Mainstay__MirrorPhase phase)
     state_tell(m);
 }
 
+/* Waited for from the first checkpoint that it has; said, so that it may count, when it has all that the output that has left came from. */
+void mst_mirror_maybe_join(struct mst_mirror *m)
+{
+    if (m->acked == 0 || m->phase != MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING)
+        return;
+    m->waited = true;
+    if (mst_output_covered(m->vm, m->acked))
+        mst_mirror_phase(m, MAINSTAY__MIRROR_PHASE__MIRROR_JOINED);
+}
+
+bool mst_mirrors_safe(const struct mst_vm *vm, uint64_t *ret_seq)
+{
+    bool any = false;
+
+    for (const struct mst_mirror *m = vm->keeper->mirrors ? vm->keeper->mirrors->first : NULL; m; m = m->next) {
+        if (m->vm != vm || !m->waited)
+            continue;
+        if (!any || m->acked < *ret_seq)
+            *ret_seq = m->acked;
+        any = true;
+    }
+    return any;
+}
+
 unsigned mst_mirrors_hello(const struct mst_vm *vm, Mainstay__HeldMirror bodies[MST_MIRRORS_MAX],
                            Mainstay__HeldMirror *list[MST_MIRRORS_MAX])
 {
@@ -152,10 +176,11 @@ static void end(struct mst_mirror *m)
 
     uv_timer_stop(&m->retry);
     m->vm = NULL;
-    m->pending = m->ready = false;
+    m->pending = m->ready = m->waited = false;
     if (m->link)
         mst_link_close(m->link);
     mst_mirror_put_done(vm);
+    mst_output_go(vm);
     mst_mirror_unused(m);
 }
 
@@ -165,11 +190,15 @@ void mst_mirror_fail(struct mst_mirror *m, int err, const char *text)
         return;
     mst_why_set(&m->why, err, "%s", text[0] ? text : strerror(-err));
     m->pending = m->ready = false;
+    if (m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING)
+        m->waited =
+            false; /* nobody was told that it may count. Of one that has joined the store may say so: waited for until it is dropped */
     uv_timer_stop(&m->retry);
     mst_mirror_phase(m, MAINSTAY__MIRROR_PHASE__MIRROR_FAILED);
     if (m->link)
         mst_link_close(m->link);
     mst_mirror_put_done(m->vm);
+    mst_output_go(m->vm);
     mst_mirror_unused(m);
 }
 
@@ -177,6 +206,7 @@ void mst_mirrors_vm_gone(struct mst_vm *vm)
 {
     struct mst_mirror *m, *next;
 
+    mst_output_shut(vm); /* that nobody is waited for any more is no reason to let anything go */
     for (m = vm->keeper->mirrors ? vm->keeper->mirrors->first : NULL; m; m = next) {
         next = m->next;
         if (m->vm == vm)
@@ -491,6 +521,13 @@ static bool is_our_wait(struct mst_keeper *k, uint64_t now_ms)
     return mirrors->held_ms != 0 || stood;
 }
 
+static void outputs_go(struct mst_keeper *k)
+{
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++)
+        if (k->vms[i].used)
+            mst_output_go(&k->vms[i]);
+}
+
 void mst_mirrors_second(struct mst_keeper *k)
 {
     uint64_t now_ms = mst_now_ms();
@@ -520,6 +557,7 @@ void mst_mirrors_second(struct mst_keeper *k)
     for (m = k->mirrors->first; m; m = m->next)
         if (m->vm && is_news(m, now_ms))
             state_tell(m);
+    outputs_go(k); /* what a queue refused */
 }
 
 void mst_mirrors_go(struct mst_keeper *k)
@@ -530,6 +568,7 @@ void mst_mirrors_go(struct mst_keeper *k)
         next = m->next;
         mst_mirror_go(m);
     }
+    outputs_go(k);
 }
 
 /* The loop goes on until their handles are closed. */
@@ -539,8 +578,10 @@ void mst_mirrors_close(struct mst_keeper *k)
 
     for (m = k->mirrors ? k->mirrors->first : NULL; m; m = next) {
         next = m->next;
-        if (m->vm)
+        if (m->vm) {
+            mst_output_shut(m->vm);
             end(m);
+        }
     }
 }
 

@@ -59,6 +59,7 @@ struct mst_mirror {
     bool asked; /* said was told and is not answered yet */
     uint64_t asked_ms, moved_ms;
     uint64_t acked, filled; /* filled: pages of the shadow that were put */
+    bool waited;            /* output waits for it */
     struct {
         Mainstay__MirrorPhase phase;
         uint64_t acked, sent, filled, ms;
@@ -92,6 +93,7 @@ void mst_mirror_fail(struct mst_mirror *mirror, int err, const char *text);
 void mst_mirror_phase(struct mst_mirror *mirror, Mainstay__MirrorPhase phase);
 void mst_mirror_connect(struct mst_mirror *mirror);
 void mst_mirror_on_retry(uv_timer_t *timer);
+void mst_mirror_maybe_join(struct mst_mirror *mirror);       /* it has acknowledged */
 void mst_mirror_ask(struct mst_mirror *mirror, bool anyway); /* to look, when there is something new */
 void mst_mirror_unused(struct mst_mirror *mirror);           /* gives back what is not needed any more */
 

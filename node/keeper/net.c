@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "node/keeper/netdev.h"
+#include "node/keeper/plug.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -10,13 +11,17 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The network of a VM on this node: a tap, made before its QEMU and gone with it. Devices are named after this node and a number that is not used
+/* The network of a VM on this node: a tap, made before its QEMU and gone with it; under output commit a plug behind it. Devices are named after this node and a number that is not used
  * again by this keeper, so that one which is still being removed is in nobody's way. */
 
 #define NAME_FMT "%s%" PRIu32 ".%" PRIx32 /* mt1023.ffffffff: 15 bytes at most */
 
+/* What a gigabit link carries in a quarter of a second: more than most guests send in the time that their mirrors take. Beyond it frames are dropped. */
+#define HELD_BYTES_MAX (32u << 20)
+
 struct mst_net {
-    char tap[IF_NAMESIZE];
+    char tap[IF_NAMESIZE], ifb[IF_NAMESIZE];
+    struct mst_plug *plug; /* NULL: frames go straight into the bridge */
 };
 
 static void name(const struct mst_keeper *k, const char *kind, uint32_t number, char out[IF_NAMESIZE])
@@ -56,9 +61,16 @@ int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_
     net = calloc(1, sizeof(*net));
     if (!net)
         return -ENOMEM;
-    name(k, "mt", k->net_number++, net->tap);
+    name(k, "mt", k->net_number, net->tap);
+    name(k, "mi", k->net_number++, net->ifb);
     r = mst_tap_open(net->tap, bridge, ret_fd, why);
+    if (r == 0 && mst_output_wanted(def)) {
+        r = mst_plug_new(net->tap, net->ifb, HELD_BYTES_MAX, &net->plug, why);
+        if (r < 0)
+            close(*ret_fd);
+    }
     if (r < 0) {
+        *ret_fd = -1;
         free(net);
         return r;
     }
@@ -67,8 +79,72 @@ int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_
     return 0;
 }
 
+/* --- the end: the tap is gone with QEMU, the ifb is removed by a worker --- */
+
+struct removal {
+    uv_work_t work;
+    char ifb[IF_NAMESIZE];
+    int err;
+};
+
+static void remove_work(uv_work_t *work)
+{
+    struct removal *one = work->data;
+
+    mst_worker_begin();
+    one->err = mst_netdev_delete(one->ifb);
+}
+
+static void removed(uv_work_t *work, int status)
+{
+    struct removal *one = work->data;
+
+    if (status == 0 && one->err < 0 && one->err != -ENODEV)
+        log_warning("network device %s is not removed: %s", one->ifb, strerror(-one->err));
+    free(one);
+}
+
 void mst_net_close(struct mst_vm *vm)
 {
-    free(vm->net); /* its tap is gone with its QEMU */
+    struct mst_net *net = vm->net;
+    struct removal *one;
+
     vm->net = NULL;
+    if (net && net->plug) {
+        mst_plug_free(net->plug);
+        one = calloc(1, sizeof(*one));
+        if (one) {
+            memcpy(one->ifb, net->ifb, sizeof(one->ifb));
+            one->work.data = one;
+            uv_queue_work(vm->keeper->loop, &one->work, remove_work, removed); /* fails only without a callback */
+        }
+    }
+    free(net);
+}
+
+/* --- what it sends --- */
+
+static struct mst_plug *plug_of(const struct mst_vm *vm)
+{
+    return vm->net ? vm->net->plug : NULL;
+}
+
+int mst_net_cut(struct mst_vm *vm)
+{
+    return plug_of(vm) ? mst_plug_cut(plug_of(vm)) : 0;
+}
+
+int mst_net_release(struct mst_vm *vm)
+{
+    return plug_of(vm) ? mst_plug_release(plug_of(vm)) : 0;
+}
+
+int mst_net_let(struct mst_vm *vm)
+{
+    return plug_of(vm) ? mst_plug_open(plug_of(vm)) : 0;
+}
+
+int mst_net_held(struct mst_vm *vm)
+{
+    return plug_of(vm) ? mst_plug_held(plug_of(vm)) : 0;
 }

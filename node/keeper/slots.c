@@ -296,6 +296,7 @@ static void slot_drop_now(struct mst_vm *vm)
     mst_vm_areas_drop(vm);
     mst_net_close(vm);
     mst_console_free(vm);
+    mst_output_free(vm);
     if (!mst_slot_newest(k, vm->name) && mst_path(path, sizeof(path), "%s/vm-%s", k->conf->cgroup, vm->name) == 0 &&
         mst_cgroup_remove(path) < 0)
         log_warning("cannot remove the cgroup %s", path);

@@ -347,8 +347,11 @@ static void child_end(pid_t pid, int pidfd)
 static int net_open(struct mst_vm *vm, int *ret_fd, struct mst_why *why)
 {
     Mainstay__VmDefinition *def = mainstay__vm_definition__unpack(NULL, vm->definition_bytes, vm->definition);
-    int r = def ? mst_net_open(vm, def, ret_fd, why) : -ENOMEM;
+    int r = def ? mst_output_open(vm, def) : -ENOMEM;
 
+    *ret_fd = -1;
+    if (r == 0)
+        r = mst_net_open(vm, def, ret_fd, why);
     mainstay__vm_definition__free_unpacked(def, NULL);
     return r;
 }

@@ -1183,6 +1183,7 @@ static void seed_mirror(void)
     Mainstay__OrderMirrorSure sure = MAINSTAY__ORDER_MIRROR_SURE__INIT;
     Mainstay__OrderMirrorDrop drop = MAINSTAY__ORDER_MIRROR_DROP__INIT;
     Mainstay__CheckpointPut put_ = MAINSTAY__CHECKPOINT_PUT__INIT;
+    Mainstay__OutputMark mark = MAINSTAY__OUTPUT_MARK__INIT;
     Mainstay__MirrorKey key = MAINSTAY__MIRROR_KEY__INIT;
     Mainstay__MirrorAck ack = MAINSTAY__MIRROR_ACK__INIT;
     Mainstay__Region log = MAINSTAY__REGION__INIT;
@@ -1193,8 +1194,8 @@ static void seed_mirror(void)
     ordered(4, false);
     spawned(4, MST_RUN_RUNNING);
     mirror_definition = false;
-    order.vm = sure.vm = drop.vm = put_.vm = (char *)"v1";
-    order.epoch = sure.epoch = drop.epoch = put_.epoch = 4;
+    order.vm = sure.vm = drop.vm = put_.vm = mark.vm = (char *)"v1";
+    order.epoch = sure.epoch = drop.epoch = put_.epoch = mark.epoch = 4;
     order.mirror = other_node();
     order.grant = &grant;
     grant.log_id = sure.log_id = drop.log_id = 7;
@@ -1215,11 +1216,16 @@ static void seed_mirror(void)
     put_.has_delta_pages = put_.has_whole = 1;
     put_.whole = 1;
     SAY(AGENT, FIX_ID, CHECKPOINT_PUT, checkpoint_put, &put_);
+    mark.seq = 2;
+    SAY(AGENT, FIX_ID, OUTPUT_MARK, output_mark, &mark);
     time_passes(60);
     env.body_case = MAINSTAY__ENVELOPE__BODY_MIRROR_ACK;
     env.mirror_ack = &ack;
     ack.seq = 1;
     say_over(SAY_MIRROR, &env);
+    SAY(AGENT, FIX_ID, OUTPUT_MARK, output_mark, &mark); /* now somebody is waited for */
+    mark.seq = 3;
+    SAY(AGENT, FIX_ID, OUTPUT_MARK, output_mark, &mark);
     SAY(CONTROL, ORDER, ORDER_MIRROR_SURE, order_mirror_sure, &sure);
     time_passes(1500);
     link_op(CLOSE_MIRROR);

@@ -339,6 +339,22 @@ uint64_t mst_console_beat_ms(const struct mst_vm *vm)
     return 0;
 }
 
+void mst_console_gate(struct mst_vm *vm, bool closed)
+{
+    (void)vm, (void)closed;
+}
+
+uint64_t mst_console_take(struct mst_vm *vm)
+{
+    (void)vm;
+    return 0;
+}
+
+void mst_console_show(struct mst_vm *vm, uint64_t offset)
+{
+    (void)vm, (void)offset;
+}
+
 int mst_followers_new(struct mst_keeper *k)
 {
     (void)k;
@@ -377,6 +393,30 @@ int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_
 void mst_net_close(struct mst_vm *vm)
 {
     (void)vm;
+}
+
+int mst_net_cut(struct mst_vm *vm)
+{
+    (void)vm;
+    return 0;
+}
+
+int mst_net_release(struct mst_vm *vm)
+{
+    (void)vm;
+    return 0;
+}
+
+int mst_net_let(struct mst_vm *vm)
+{
+    (void)vm;
+    return 0;
+}
+
+int mst_net_held(struct mst_vm *vm)
+{
+    (void)vm;
+    return 0;
 }
 
 const char *mst_accel_choose(const struct mst_node_conf *conf, const uint8_t host_boot_id[16])

@@ -47,6 +47,8 @@ struct world {
     struct mst_why why;
     struct mst_ckpt_report report;
     unsigned panics;
+    int marks; /* what on_stands says */
+    uint64_t stands_seq;
 };
 
 static uint8_t *map_new(const char *path, size_t bytes, int *ret_fd)
@@ -203,7 +205,16 @@ static void on_silent(struct mst_ckpt *ckpt, const struct mst_why *why, void *ar
     (void)arg;
 }
 
-static const struct mst_ckpt_events ckpt_events = {on_ckpt, on_silent, NULL};
+static int on_stands(struct mst_ckpt *ckpt, uint64_t seq, void *arg)
+{
+    struct world *w = arg;
+
+    (void)ckpt;
+    w->stands_seq = seq;
+    return w->marks;
+}
+
+static const struct mst_ckpt_events ckpt_events = {on_ckpt, on_silent, NULL, on_stands};
 
 static void ckpt_new(struct world *w)
 {
@@ -471,6 +482,50 @@ START_TEST(held_guest_stands_until_it_is_resumed_and_loses_no_beat)
 }
 END_TEST
 
+static bool stands(void *arg)
+{
+    return ((struct world *)arg)->stands_seq != 0;
+}
+
+START_TEST(a_guest_stands_and_nothing_is_committed_until_its_output_is_marked)
+{
+    struct world *w = world_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
+    uint64_t seq, beats;
+
+    vm_spawn(w, false);
+    ck_assert(loop_until(&w->loop, has_beats, w, 30000));
+    ckpt_new(w);
+    take(w, MST_CKPT_RUN_ON);
+    ck_assert_msg(w->err == 0, "%s", w->why.text);
+    seq = w->report.seq;
+    w->marks = 1;
+    w->done = false;
+    w->stands_seq = 0;
+    ck_assert_int_eq(mst_ckpt_take(w->ckpt, MST_CKPT_RUN_ON), 0);
+    ck_assert(loop_until(&w->loop, stands, w, 20000));
+    ck_assert_uint_eq(w->stands_seq, seq + 1);
+    loop_for(&w->loop, 50);
+    beats = w->console.beats;
+    loop_for(&w->loop, 500);
+    ck_assert(!w->done);
+    ck_assert_uint_eq(w->console.beats, beats);
+    ck_assert_uint_eq(mst_save_seq(w->writer), seq);
+    mst_ckpt_marked(w->ckpt);
+    ck_assert(loop_until(&w->loop, is_done, w, 20000));
+    ck_assert_msg(w->err == 0, "%s", w->why.text);
+    ck_assert_uint_eq(w->report.seq, seq + 1);
+    mst_ckpt_marked(w->ckpt); /* once more: nothing */
+    loop_for(&w->loop, 500);
+    ck_assert_uint_gt(w->console.beats, beats);
+    w->marks = -ENOTCONN; /* it cannot be marked: not committed, and the guest runs */
+    take(w, MST_CKPT_RUN_ON);
+    ck_assert_int_eq(w->err, -EIO);
+    ck_assert(!w->report.stands);
+    ck_assert_uint_eq(mst_save_seq(w->writer), seq + 1);
+    world_free(w);
+}
+END_TEST
+
 static bool has_panicked(void *arg)
 {
     return ((struct world *)arg)->panics > 0;
@@ -558,6 +613,7 @@ int main(int argc, char **argv)
     tcase_add_test(tcase, guest_that_never_stops_writing_is_never_saved_torn);
     tcase_add_test(tcase, delta_too_small_for_the_dirty_pages_falls_back_to_a_whole_checkpoint);
     tcase_add_test(tcase, held_guest_stands_until_it_is_resumed_and_loses_no_beat);
+    tcase_add_test(tcase, a_guest_stands_and_nothing_is_committed_until_its_output_is_marked);
     tcase_add_test(tcase, panicked_guest_is_not_saved_over_its_last_good_checkpoint);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);

@@ -112,7 +112,7 @@ static void *map_file(const char *path, size_t *ret_bytes)
 
 /* --- steps of a start; ids of requests tell which VM and which step --- */
 
-enum step { STEP_AREAS = 1, STEP_PULL, STEP_SPAWN, STEP_PUT };
+enum step { STEP_AREAS = 1, STEP_PULL, STEP_SPAWN, STEP_PUT, STEP_MARK };
 
 static uint64_t id_of(const struct vm *vm, enum step step)
 {
@@ -231,6 +231,20 @@ static void put_ask(struct vm *vm, bool whole)
     mst_save_apply(vm->writer); /* at once: the keeper may be reading the shadow */
 }
 
+/* What QEMU wrote until now belongs to the checkpoint that is about to be committed. Not waited for: nobody stands here. */
+static void mark(struct vm *vm)
+{
+    Mainstay__OutputMark body = MAINSTAY__OUTPUT_MARK__INIT;
+    ENVELOPE(env, OUTPUT_MARK, output_mark, &body);
+
+    body.vm = vm->name;
+    body.epoch = vm->epoch;
+    body.seq = mst_save_seq(vm->writer) + 1;
+    env.has_id = 1;
+    env.id = id_of(vm, STEP_MARK);
+    send_env(&env);
+}
+
 static void on_next(uv_timer_t *timer)
 {
     struct vm *vm = timer->data;
@@ -240,7 +254,7 @@ static void on_next(uv_timer_t *timer)
 
     if (!vm->used)
         return;
-    if (is_told("hold", false)) {
+    if (is_told("hold", false) && !is_told("one", true)) {
         uv_timer_start(timer, on_next, 30, 0);
         return;
     }
@@ -258,6 +272,7 @@ static void on_next(uv_timer_t *timer)
     }
     device = mst_save_device(vm->writer, &room);
     memset(device, (int)seq & 0xff, DEVICE_BYTES);
+    mark(vm);
     if (mst_save_commit(vm->writer, DEVICE_BYTES, 1, mst_wall_ms(), mst_now_ns()) < 0)
         fatal("commit");
     if (is_told("rot", true))
@@ -414,6 +429,8 @@ static void answered(const mst_envelope *env)
         spawned(vm);
     } else if (env->reply_to == id_of(vm, STEP_PUT)) {
         put(vm);
+    } else if (env->reply_to == id_of(vm, STEP_MARK)) {
+        return; /* refused: it was fenced meanwhile */
     } else if (env->done->error) {
         done(vm->order, env->done->error, env->done->text, NULL, NULL);
         vm->used = false;

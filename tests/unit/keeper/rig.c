@@ -510,6 +510,8 @@ static Mainstay__VmDefinition definition(const char *vm, Mainstay__Protect prote
     def.boot_append = (char *)append;
     def.has_protect = 1;
     def.protect = protect;
+    def.has_output_commit = protect == MAINSTAY__PROTECT__PROTECT_MIRROR;
+    def.output_commit = !rig->output_at_once;
     def.has_checkpoint_interval_ms = 1;
     def.checkpoint_interval_ms = rig->checkpoint_interval_ms;
     return def;

@@ -32,6 +32,21 @@ void oracle_breach(const char *invariant, const char *fmt, ...)
     (void)invariant, (void)fmt;
 }
 
+void oracle_write(const struct sim_host *to, const uint8_t *at, unsigned from, uint64_t life)
+{
+    (void)to, (void)at, (void)from, (void)life;
+}
+
+void oracle_posted(const struct sim_host *host, const struct mst_link *link)
+{
+    (void)host, (void)link;
+}
+
+void oracle_taken(const struct mst_mlog_ack *ack, bool taken)
+{
+    (void)ack, (void)taken;
+}
+
 void oracle_keeper_up(struct sim_host *host, uint64_t instance)
 {
     (void)host, (void)instance;

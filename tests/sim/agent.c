@@ -46,11 +46,13 @@ struct avm {
     enum vm_state state;
     char vm[MST_NAME_BYTES];
     uint64_t epoch;
-    bool protect, mirror; /* mirror: and its keeper hands them on */
-    uint64_t put_id;      /* CheckpointPut that is open, 0: none */
-    uint64_t put_seq;     /* checkpoint that is committed and not handed on yet, 0: none */
-    bool put_whole, due;  /* due: a checkpoint waits for the answer */
-    bool save_put;        /* what was saved by order is handed on */
+    bool protect, mirror;          /* mirror: and its keeper hands them on */
+    bool output_commit;            /* and holds back what it sends */
+    uint64_t mark_id, mark_serial; /* OutputMark that is open, 0: none; of which checkpoint */
+    uint64_t put_id;               /* CheckpointPut that is open, 0: none */
+    uint64_t put_seq;              /* checkpoint that is committed and not handed on yet, 0: none */
+    bool put_whole, due;           /* due: a checkpoint waits for the answer */
+    bool save_put;                 /* what was saved by order is handed on */
     uint32_t interval_ms, memory_mib;
     uint8_t *order; /* packed OrderStart */
     size_t order_bytes;
@@ -381,6 +383,39 @@ static void checkpoint_commit(void *arg)
     later(vm, sim_between(20, 400) * SIM_US, checkpoint_go_on);
 }
 
+static void saved(void *arg);
+
+static void marked(struct avm *vm)
+{
+    vm->mark_id = 0;
+    if (vm->mark_serial != vm->serial)
+        return; /* of a checkpoint that is over */
+    if (vm->state == AVM_RUNNING)
+        later(vm, sim_between(200, 3000) * SIM_US, checkpoint_commit);
+    else if (vm->state == AVM_SAVING)
+        later(vm, sim_between(1, 40) * SIM_MS, saved);
+}
+
+/* The guest stands: what it has sent until now belongs to this checkpoint. Goes on in marked. */
+static void mark(struct avm *vm)
+{
+    Mainstay__OutputMark body = MAINSTAY__OUTPUT_MARK__INIT;
+    mst_envelope env = MST_MSG(OUTPUT_MARK, output_mark, &body);
+
+    vm->mark_serial = vm->serial;
+    if (!vm->output_commit || !vm->writer) {
+        marked(vm);
+        return;
+    }
+    body.vm = vm->vm;
+    body.epoch = vm->epoch;
+    body.seq = mst_save_seq(vm->writer) + 1;
+    vm->mark_id = ++vm->agent->next_id;
+    env.has_id = 1;
+    env.id = vm->mark_id;
+    send_env(vm->agent, &env);
+}
+
 static void checkpoint_pause(void *arg)
 {
     struct later *one = arg;
@@ -389,7 +424,7 @@ static void checkpoint_pause(void *arg)
     if (!still(one) || !task || task->stopped || task->guest != GUEST_RUNNING)
         return;
     sim_guest_pause(task, GUEST_PAUSED);
-    later(one->vm, sim_between(200, 3000) * SIM_US, checkpoint_commit);
+    mark(one->vm);
 }
 
 static void checkpoint_stage(void *arg)
@@ -630,6 +665,7 @@ static void protection(struct avm *vm, const Mainstay__VmDefinition *definition)
 {
     vm->mirror = definition->protect == MAINSTAY__PROTECT__PROTECT_MIRROR;
     vm->protect = vm->mirror || definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
+    vm->output_commit = vm->mirror && definition->output_commit;
 }
 
 static void order_start(struct sim_agent *agent, const mst_envelope *env)
@@ -730,7 +766,7 @@ static void save_begin(struct avm *vm)
     }
     mst_save_begin(vm->writer);
     sim_guest_pause(task, GUEST_PAUSED);
-    later(vm, sim_between(1, 40) * SIM_MS, saved);
+    mark(vm);
 }
 
 static void order_save(struct sim_agent *agent, const mst_envelope *env)
@@ -863,6 +899,10 @@ static void answered(struct sim_agent *agent, const mst_envelope *env)
         }
         if (vm->put_id == env->reply_to) {
             put_answered(vm);
+            return;
+        }
+        if (vm->mark_id == env->reply_to) {
+            marked(vm);
             return;
         }
     }

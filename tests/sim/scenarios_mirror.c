@@ -56,6 +56,8 @@ static void mirrored_stage_of(unsigned nodes, uint32_t memory_mib, unsigned on_n
     EXPECT(until(mirrored, 20000), "vm0 gets no mirror: %s", look_at("vm0").protection);
     sim_run_ms(1000);
     note();
+    source = source ? source : &W->hosts[0]; /* it has failed by now, and its script goes on to its end */
+    mirror = mirror ? mirror : &W->hosts[1];
 }
 
 static void mirrored_stage(unsigned nodes)

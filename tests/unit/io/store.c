@@ -271,8 +271,8 @@ END_TEST
 
 START_TEST(a_store_of_an_older_version_is_taken_over)
 {
-    static const char *const older[] = {"ALTER TABLE definitions DROP COLUMN restarts_max; "
-                                        "ALTER TABLE definitions DROP COLUMN restarts_window_s; PRAGMA user_version = 1",
+    static const char *const older[] = {("ALTER TABLE definitions DROP COLUMN restarts_max; "
+                                         "ALTER TABLE definitions DROP COLUMN restarts_window_s; PRAGMA user_version = 1"),
                                         "PRAGMA user_version = 2", "PRAGMA user_version = 3", "PRAGMA user_version = 4"};
     sqlite3 *db;
 

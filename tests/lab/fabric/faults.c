@@ -203,12 +203,64 @@ static void check_cut(struct mst_fabric *fabric, const char *server, uint16_t po
     reader_end(reader);
 }
 
+/* --- a region of a link that has ended --- */
+
+struct late_free {
+    struct mst_fabric *fabric;
+    struct reader *reader;
+    uint32_t regions; /* while the link was open */
+    bool done, turned;
+};
+
+/* Between the end of the link's objects, in a timer, and on_closed, in a close callback of the same turn. */
+static void on_turn(uv_check_t *turn)
+{
+    struct late_free *late = turn->data;
+    struct mst_fabric_counts counts;
+
+    mst_fabric_count(late->fabric, &counts);
+    if (late->done || late->reader->conn->closed || counts.regions >= late->regions)
+        return;
+    mst_region_free(late->reader->region);
+    late->done = true;
+}
+
+static void on_turns_over(uv_handle_t *handle)
+{
+    struct late_free *late = handle->data;
+
+    late->turned = true;
+}
+
+static void check_late_free(struct mst_fabric *fabric, const char *server, uint16_t port)
+{
+    struct late_free late = {.fabric = fabric, .reader = reader_open(fabric, server, port)};
+    struct mst_fabric_counts counts;
+    uv_check_t turn;
+
+    mst_fabric_count(fabric, &counts);
+    late.regions = counts.regions;
+    uv_check_init(loop, &turn);
+    turn.data = &late;
+    uv_check_start(&turn, on_turn);
+    mst_link_close(late.reader->conn->link);
+    WAIT(late.reader->conn->closed, 5000);
+    uv_close((uv_handle_t *)&turn, on_turns_over);
+    WAIT(late.turned, 1000);
+    mst_fabric_count(fabric, &counts);
+    check(late.done && late.reader->conn->closed && counts.regions < late.regions,
+          "an owner may free a region of a link that has ended before it is told", "freed then: %d, closed: %d", late.done,
+          late.reader->conn->closed);
+    reader_end(late.reader);
+}
+
 void check_faults(struct mst_fabric *fabric, const char *address, const char *server, uint16_t port)
 {
     (void)address;
     check_stop(fabric, server, port);
     check_kill(fabric, server, port);
     check_cut(fabric, server, port);
+    check_late_free(fabric, server, port);
 }
 
 /* --- removal of the device --- */

@@ -115,13 +115,11 @@ static void refuse(struct drill *d, struct drill_fault_record *fault, int err, c
 }
 
 /* Undoing (index negative): whom a fault of this drill has struck as the mirror of that VM. */
-static void mirror_find(const struct drill *d, struct drill_fault_record *fault, int index)
+static void mirror_find(struct drill *d, struct drill_fault_record *fault, int index)
 {
-    const char *node = "";
+    const struct drill_vm_record *vm = drill_record_vm(&d->rec, fault->mirror_of);
+    const char *node = vm && index >= 0 ? vm->mirror : "";
 
-    for (unsigned i = 0; i < d->rec.vms_count && index >= 0; i++)
-        if (strcmp(d->rec.vms[i].name, fault->mirror_of) == 0)
-            node = d->rec.vms[i].mirror;
     for (unsigned i = 0; i < d->rec.faults_count && index < 0; i++)
         if (strcmp(d->rec.faults[i].mirror_of, fault->mirror_of) == 0 && d->rec.faults[i].node[0])
             node = d->rec.faults[i].node;

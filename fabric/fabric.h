@@ -57,7 +57,8 @@ struct mst_link_events {
     /* once, after on_open(0): 0 mst_link_close was called, -ECONNRESET peer disconnected or its process died, -EIO work request failed
      * (why says which status) or the peer tried what it may not, -ETIMEDOUT a work request passed its deadline, -EPROTO peer broke the
      * protocol, -ENODEV device gone. All done callbacks of this link have run before; its regions have given access to nobody for a
-     * while, and are freed, with the link, after this (until then mst_region_free may free one as well). A peer that vanished without a word is noticed only by a READ, WRITE or message to it. */
+     * while, and are freed, with the link, after this (until then mst_region_free may free one as well). A peer that vanished without a word is
+     * noticed only by a READ, WRITE or message to it. */
     void (*on_closed)(struct mst_link *link, int err, const struct mst_why *why, void *arg);
 };
 

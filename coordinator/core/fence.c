@@ -112,8 +112,9 @@ void power_cancel(struct mst_core *core, unsigned index)
 
     if (!node->fencing && !node->looking)
         return;
+    if (node->fencing) /* a look is no fence, and nobody was told of one */
+        trace_node(core, MST_EV_FENCE_CANCELLED, index, node->fence_token, 0, "");
     node->fencing = node->looking = false;
-    trace_node(core, MST_EV_FENCE_CANCELLED, index, node->fence_token, 0, "");
     core->io.fence_cancel(core->io.impl, index, node->fence_token);
 }
 

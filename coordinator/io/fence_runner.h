@@ -17,7 +17,8 @@ struct mst_fence_run;
  * the node is still on), -ENOENT, ... with the end of what the program printed. text is borrowed for the call. */
 typedef void (*mst_fence_done_fn)(void *arg, int err, const char *text);
 
-/* Starts. look: only asks for the status and changes nothing; err 0: it is off. conf is borrowed until done or cancel. conf->agent: a file name looked up in PATH and /usr/sbin, or an absolute path.
+/* Starts. look: only asks for the status and changes nothing; err 0: it is off, -EAGAIN: it is on. conf is borrowed until done or cancel.
+ * conf->agent: a file name looked up in PATH and /usr/sbin, or an absolute path.
  * 0 and *ret_run; -ENOMEM, -errno of starting the program, with why (done does not follow). */
 int mst_fence_run(uv_loop_t *loop, const struct mst_fence_conf *conf, uint32_t timeout_ms, bool look, mst_fence_done_fn done,
                   void *arg, struct mst_fence_run **ret_run, struct mst_why *why);

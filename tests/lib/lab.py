@@ -226,6 +226,11 @@ class Lab:
             return row.get("state") == "running" and (node is None or row.get("node") == node) and row
         return self.wait(f"VM {name} runs" + (f" on {node}" if node else ""), seconds, runs)
 
+    def drill(self, path, report):
+        done = subprocess.run([self.bin / "mainstayctl", "--socket", self.socket, "drill", "run", path, "--injector", REPO / "deploy/lab/inject",
+                               "--report", report], env=self.env, stdin=subprocess.DEVNULL, timeout=900)
+        need(done.returncode == 0, f"drill {path.stem}: status {done.returncode}; report: {report}")
+
     def _run(self, words, check, timeout, stdin=None):
         words = [str(word) for word in words]
         try:

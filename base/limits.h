@@ -17,24 +17,24 @@
 #ifndef MST_PAGE_BYTES
 #define MST_PAGE_BYTES 4096u /* of guest RAM; the simulator sets a smaller one */
 #endif
-#define MST_DEVICE_BYTES_MAX  (2u << 20) /* one slot of CPU and device state */
-#define MST_VM_MEMORY_MIB_MAX 65536u
-#define MST_VM_VCPUS_MAX      64u
-#define MST_VM_PRIORITY_MAX   1000u
-#define MST_BRIDGE_BYTES_MAX  15u    /* the kernel's limit for the name of a network device */
-#define MST_MAC_TEXT_BYTES    17u    /* 02:00:00:00:00:01 */
-#define MST_VM_RESTARTS_MAX   20u    /* restarts-max */
-#define MST_VM_RESTARTS_S_MAX 86400u /* restarts-window-s */
-#define MST_CHECKPOINT_MS_MIN 5u     /* checkpoint-interval-ms: a pause takes some 3 ms where a machine is quick */
-#define MST_CHECKPOINT_MS_MAX 600000u
-#define MST_STALL_PERCENT_MAX 50u         /* checkpoint-stall-max-percent: a guest runs at least as long as it stands */
-#define MST_MESSAGE_BYTES_MAX (64u << 10) /* one control message, frame header included */
-#define MST_READ_BYTES_MAX    (1u << 20)  /* one RDMA READ or WRITE work request (rxe's limit is 8 MiB) */
-#define MST_PULL_MS_PER_MIB   100u        /* what an order to start waits for the memory of its VM: links of 10 MB/s and more */
-#define MST_LEASE_MS_MIN      5000u       /* node/keeper/lease.h says what it has to pay for */
-#define MST_LEASE_MS_MAX      300000u
-#define MST_WATCHDOG_S_MAX    600u
-#define MST_MIRROR_SCRUB_S    30u /* mirror-scrub-s: rot is found within two rounds, and a minute is what is asked for */
+#define MST_DEVICE_BYTES_MAX   (2u << 20) /* one slot of CPU and device state */
+#define MST_VM_MEMORY_MIB_MAX  65536u
+#define MST_VM_VCPUS_MAX       64u
+#define MST_VM_PRIORITY_MAX    1000u
+#define MST_BRIDGE_BYTES_MAX   15u    /* the kernel's limit for the name of a network device */
+#define MST_MAC_TEXT_BYTES     17u    /* 02:00:00:00:00:01 */
+#define MST_VM_RESTARTS_MAX    20u    /* restarts-max */
+#define MST_VM_RESTARTS_S_MAX  86400u /* restarts-window-s */
+#define MST_CHECKPOINT_MS_MIN  5u     /* checkpoint-interval-ms: a pause takes some 3 ms where a machine is quick */
+#define MST_CHECKPOINT_MS_MAX  600000u
+#define MST_STALL_PERCENT_MAX  50u         /* checkpoint-stall-max-percent: a guest runs at least as long as it stands */
+#define MST_MESSAGE_BYTES_MAX  (64u << 10) /* one control message, frame header included */
+#define MST_READ_BYTES_MAX     (1u << 20)  /* one RDMA READ or WRITE work request (rxe's limit is 8 MiB) */
+#define MST_PULL_MS_PER_MIB    100u        /* what an order to start waits for the memory of its VM: links of 10 MB/s and more */
+#define MST_LEASE_MS_MIN       5000u       /* node/keeper/lease.h says what it has to pay for */
+#define MST_LEASE_MS_MAX       300000u
+#define MST_WATCHDOG_S_MAX     600u
+#define MST_MIRROR_SCRUB_S     30u /* mirror-scrub-s: rot is found within two rounds, and a minute is what is asked for */
 #define MST_MIRROR_SCRUB_S_MAX 86400u
 #define MST_MANAGE_ASK_MS                                                                                                        \
     1000u /* a question to a management address: its deadline, and how often a node that is missed is asked */

@@ -437,7 +437,8 @@ int mst_image_scrub(struct mst_image *image, uint64_t count, struct mst_why *why
     sums = (const uint32_t *)(const void *)(image->map.save + layout.shadow_sums_off);
     good = mst_pages_check(image->map.shadow + first * MST_PAGE_BYTES, sums + first, count);
     if (good != count && !MST_MUTANT(75))
-        return mst_why_set(why, -EBADMSG, "mirror: page %" PRIu64 " of the image is not what came in: memory has rotted", first + good);
+        return mst_why_set(why, -EBADMSG, "mirror: page %" PRIu64 " of the image is not what came in: memory has rotted",
+                           first + good);
     image->scrubbed = (first + count) % pages;
     return image->scrubbed == 0;
 }

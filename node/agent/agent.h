@@ -100,7 +100,7 @@ struct mst_vm {
     struct mst_save_writer *writer;
     struct mst_dirty *dirty;
     struct mst_ckpt *ckpt;
-    struct mst_qmp *qmp, *spare; /* the second monitor is kept free; it bears witness when the first is silent */
+    struct mst_qmp *qmp, *spare;  /* the second monitor is kept free; it bears witness when the first is silent */
     struct mst_patience patience; /* how long they may take */
     bool qmp_ready;
     struct mst_load *load;

@@ -70,7 +70,8 @@ static bool thread_read(pid_t pid, const char *tid, bool *ret_wants, struct mst_
 static uint64_t starved_ms(const struct mst_patience_thread *before, const struct mst_patience_thread *now, bool wants,
                            uint64_t elapsed_ms)
 {
-    uint64_t ran_ms = (now->ran_ns - before->ran_ns) / MST_NS_PER_MS, queued_ms = (now->queued_ns - before->queued_ns) / MST_NS_PER_MS;
+    uint64_t ran_ms = (now->ran_ns - before->ran_ns) / MST_NS_PER_MS,
+             queued_ms = (now->queued_ns - before->queued_ns) / MST_NS_PER_MS;
     uint64_t waits_ms = wants && ran_ms < elapsed_ms ? elapsed_ms - ran_ms : 0;
 
     return waits_ms > queued_ms ? waits_ms : queued_ms;

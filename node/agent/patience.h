@@ -10,8 +10,8 @@
  * sched-stats.rst) is not hung. Time that is lost to QEMU's waiting never counts for less than 1/MST_PATIENCE_STRETCH of itself, so that a QEMU that spins on
  * a crowded machine is found out as well. Loop thread. */
 
-#define MST_PATIENCE_TICK_MS 100u
-#define MST_PATIENCE_STRETCH 6u
+#define MST_PATIENCE_TICK_MS UINT64_C(100)
+#define MST_PATIENCE_STRETCH 6
 #define MST_PATIENCE_THREADS 64u /* of QEMU that are looked at: main loop, vCPUs, migration */
 
 struct mst_patience {

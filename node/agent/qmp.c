@@ -42,7 +42,7 @@ struct mst_qmp {
     bool over;           /* the connection ended by itself; the owner has been told, or is about to be */
     bool closed;         /* mst_qmp_close was called */
     uint64_t next_id, heard_ms;
-    uint32_t silent_ms; /* of the greeting and of the capabilities: a QEMU that starts is slow */
+    uint32_t silent_ms;            /* of the greeting and of the capabilities: a QEMU that starts is slow */
     uint64_t greeting_deadline_ms; /* this and those of commands: by mst_qmp_clock_ms */
     const struct mst_patience *patience;
     struct pending *pending; /* oldest first */

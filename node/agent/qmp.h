@@ -1,8 +1,8 @@
 #ifndef MST_AGENT_QMP_H
 #define MST_AGENT_QMP_H
 
-#include "node/agent/patience.h"
 #include "base/err.h"
+#include "node/agent/patience.h"
 
 #include <jansson.h>
 #include <uv.h>

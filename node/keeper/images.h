@@ -34,10 +34,10 @@ struct mst_held_image {
     enum mst_image_state state; /* as the image was when the last job ended */
     struct mst_mlog_ack ack;    /* same */
     bool look, unapplied, ack_owed, revoked, scrub;
-    uint64_t written;  /* the source says that it has written up to here */
-    uint64_t moved_ms; /* when something came last, or this was said first */
-    uint64_t look_ms;  /* when the last job began */
-    int err;           /* final: nothing is taken any more */
+    uint64_t written;     /* the source says that it has written up to here */
+    uint64_t moved_ms;    /* when something came last, or this was said first */
+    uint64_t look_ms;     /* when the last job began */
+    int err;              /* final: nothing is taken any more */
     uint64_t scrub_pages; /* at a time */
     uv_timer_t timer, scrub_timer;
     bool freeing;

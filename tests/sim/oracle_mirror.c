@@ -345,8 +345,10 @@ void oracle_left(const struct sim_task *task, uint64_t tick)
         const struct olog *log = &M.logs[i];
 
         if (log->log_id != 0 && log->counts && log->vm == task->vm_index && log->epoch == task->epoch && covers(log, tick) == 0)
-            oracle_breach("I4", "%s: output of %s of tick %" PRIu64 " leaves, and %s, which counts, has acknowledged %" PRIu64 "/%" PRIu64
-                          " only", W->hosts[task->host].name, task->vm, tick, W->hosts[log->mirror].name, log->epoch, acked_now(log));
+            oracle_breach("I4",
+                          "%s: output of %s of tick %" PRIu64 " leaves, and %s, which counts, has acknowledged %" PRIu64
+                          "/%" PRIu64 " only",
+                          W->hosts[task->host].name, task->vm, tick, W->hosts[log->mirror].name, log->epoch, acked_now(log));
     }
 }
 
@@ -356,8 +358,10 @@ static void counts_look(const struct olog *log)
     struct sim_task *task = sim_task_of_vm(&W->hosts[log->source], W->vms[log->vm].name, log->epoch);
 
     if (task && covers(log, sim_output_left(task)) == 0)
-        oracle_breach("I4", "the mirror of %s on %s counts with checkpoint %" PRIu64 "/%" PRIu64 ", and output of tick %" PRIu64
-                      " has left, which is newer", task->vm, W->hosts[log->mirror].name, log->epoch, log->acked, sim_output_left(task));
+        oracle_breach("I4",
+                      "the mirror of %s on %s counts with checkpoint %" PRIu64 "/%" PRIu64 ", and output of tick %" PRIu64
+                      " has left, which is newer",
+                      task->vm, W->hosts[log->mirror].name, log->epoch, log->acked, sim_output_left(task));
 }
 
 void oracle_taken(const struct mst_mlog_ack *ack, bool taken)

@@ -55,7 +55,7 @@ static uint64_t counted(pid_t pid, uint64_t real_ms)
     uint64_t begin_ms = mst_now_ms(), before_ms, counts_ms;
 
     mst_patience_begin(&patience, pid);
-    usleep(MST_PATIENCE_TICK_MS * 1000 + 1000);
+    usleep((useconds_t)MST_PATIENCE_TICK_MS * 1000 + 1000);
     mst_patience_tick(&patience, true);
     begin_ms = mst_now_ms();
     counts_ms = before_ms = mst_patience_ms(&patience);
@@ -113,7 +113,7 @@ START_TEST(while_nobody_is_awaited_time_is_time)
     mst_patience_begin(&patience, getpid());
     begin_ms = mst_patience_ms(&patience);
     for (unsigned i = 0; i < 4; i++) {
-        usleep(MST_PATIENCE_TICK_MS * 3000);
+        usleep((useconds_t)MST_PATIENCE_TICK_MS * 3000);
         mst_patience_tick(&patience, false);
     }
     ck_assert_uint_ge(mst_patience_ms(&patience) - begin_ms, 1200);

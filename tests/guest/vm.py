@@ -17,8 +17,8 @@ class Failure(Exception):
 
 
 def command_line(name, directory, ram, memory_mib, console_fd, kernel, initrd=None, append=None, incoming=False,
-                 machine="pc-i440fx-7.2", cpu="max", vcpus=1, accel="tcg"):
-    """docs/OPERATING.md, "QEMU command line of every VM"."""
+                 machine="pc-i440fx-7.2", cpu="max", vcpus=1, accel="tcg", network=None, mac=None):
+    """docs/OPERATING.md, "QEMU command line of every VM". network: a -netdev without its id, in place of a node's tap."""
     args = [QEMU, "-name", f"{name},process=mst-{name}", "-nodefaults", "-no-user-config", "-display", "none",
             "-machine", f"{machine},accel={accel},memory-backend=ram,suppress-vmdesc=on,vmport=off,usb=off",
             "-cpu", cpu, "-smp", str(vcpus), "-m", f"size={memory_mib}M",
@@ -29,8 +29,10 @@ def command_line(name, directory, ram, memory_mib, console_fd, kernel, initrd=No
             "-mon", "chardev=qmp,mode=control",
             "-chardev", f"socket,id=qmp2,path={directory}/qmp-spare.sock,server=on,wait=off",
             "-mon", "chardev=qmp2,mode=control",
-            "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-            "-kernel", kernel]
+            "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+    if network:
+        args += ["-netdev", f"{network},id=net0", "-device", f"virtio-net-pci,netdev=net0,mac={mac},romfile="]
+    args += ["-kernel", kernel]
     if initrd:
         args += ["-initrd", initrd]
     if append:

@@ -1,6 +1,7 @@
-// The only process of the Linux guest: the witness as /init of an initramfs.
+// First process of the Linux guest, /init of an initramfs: the witness, and beside it the server of serve.h when `serve=HOST` asks for it.
 #include "../ports.h"
 #include "../witness.h"
+#include "serve.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/sysinfo.h>
+#include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,7 +36,7 @@ _Noreturn static void fail(const char *what)
     exit(1); // kernel panic, which is the right end of a witness that cannot witness
 }
 
-// Without it a kernel panic stops the guest in silence. Absent from the initramfs: built in, or not wanted.
+// Absent from the initramfs: built in, or not wanted.
 static void load_module(const char *path)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -43,6 +45,21 @@ static void load_module(const char *path)
     if (syscall(SYS_finit_module, fd, "", 0) != 0 && errno != EEXIST)
         fail(path);
     close(fd);
+}
+
+// In the order in which they need each other.
+static const char *const network_modules[] = {"/virtio_ring.ko",           "/virtio.ko",     "/virtio_pci_modern_dev.ko",
+                                              "/virtio_pci_legacy_dev.ko", "/virtio_pci.ko", "/failover.ko",
+                                              "/net_failover.ko",          "/virtio_net.ko"};
+
+static pid_t start_server(uint32_t host)
+{
+    for (unsigned i = 0; i < sizeof(network_modules) / sizeof(network_modules[0]); i++)
+        load_module(network_modules[i]);
+    pid_t pid = serve_start(host);
+    if (pid < 0)
+        fail("the server does not start");
+    return pid;
 }
 
 // The kernel hands NAME=NUMBER words it does not know to init as environment.
@@ -83,10 +100,12 @@ int main(void)
         cfmakeraw(&console); // "\n", not "\r\n": the same bytes as the bare-metal guest
         tcsetattr(STDOUT_FILENO, TCSANOW, &console);
     }
-    load_module("/pvpanic.ko");
+    load_module("/pvpanic.ko"); // without it a kernel panic stops the guest in silence
     load_module("/pvpanic-mmio.ko");
     if (ioperm(PORT_CMOS_INDEX, 2, 1) != 0 || ioperm(PORT_UART_SCRATCH, 1, 1) != 0)
         fail("ioperm");
+    uint32_t host = clamp(setting("serve", 0), 0, 253);
+    pid_t server = host == 0 ? 0 : start_server(host);
 
     struct sysinfo memory;
     sysinfo(&memory);
@@ -141,6 +160,8 @@ int main(void)
             witness_broken_line(&text, &witness);
             console_write(&text);
         }
+        if (server != 0 && waitpid(server, NULL, WNOHANG) != 0)
+            fail("the server has ended");
         clock_gettime(CLOCK_MONOTONIC, &now);
         witness_beat_line(&text, &witness, (uint32_t)now.tv_sec, (uint32_t)(now.tv_nsec / 1000000));
         console_write(&text);

@@ -226,6 +226,13 @@ class Lab:
             return row.get("state") == "running" and (node is None or row.get("node") == node) and row
         return self.wait(f"VM {name} runs" + (f" on {node}" if node else ""), seconds, runs)
 
+    def evidence(self, path, *nodes):
+        """What there is to look at after a failure, beside the daemons' logs in the share, into a file."""
+        parts = [self.ctl(*words, check=False).stdout for words in (("status",), ("fault", "list"), ("recovery", "list"))]
+        parts += ["\n".join(self.log(machine, daemon).splitlines()[-200:])
+                  for machine, daemon in (("c1", "mainstay-coordinator"), *((node, "mainstay-keeper") for node in nodes))]
+        path.write_text("\n\n".join(parts))
+
     def drill(self, path, report):
         done = subprocess.run([self.bin / "mainstayctl", "--socket", self.socket, "drill", "run", path, "--injector", REPO / "deploy/lab/inject",
                                "--report", report], env=self.env, stdin=subprocess.DEVNULL, timeout=900)

@@ -11,6 +11,7 @@ import asyncio
 import collections
 import itertools
 import json
+import os
 import random
 import socket
 import struct
@@ -18,14 +19,15 @@ import sys
 import time
 
 PORT = 7778
-KEYS = 32
-WRITERS = 16                       # connections; each writes its own keys in turn
+KEYS = 24
+WRITERS = 12                       # connections; each writes its own keys in turn
 READERS = 4                        # read any key
-BULK_BYTES = 32768                 # of a long answer
-PACE_S = 0.05                      # from question to question of a connection at least
+BULK_BYTES = 16384                 # of a long answer
+PACE_S = 0.5                       # from question to question of a connection at least: an emulated guest in an emulated node answers some 30 in a second
 STALL_S = 3                        # a question that is open for so long: is the guest there at all?
-HAIL_S = 10                        # for a new connection and its first answer
-GRACE_S = 5                        # it is there: so long the old connection may still go on by itself
+HAIL_S = 5                         # a new connection that tries to find out, as a SYN that is lost is sent again later and later
+CONNECT_S, HELLO_S = 20, 60        # for a connection, and its first answer, to come about: each may wait for a checkpoint
+GRACE_S = 5                        # the guest is there: so long at least the old connection may still go on by itself
 LONG_ANSWER = bytes(ord("a") + left % 26 for left in range(BULK_BYTES, 1, -1)) + b"\n"
 
 
@@ -88,14 +90,13 @@ class Judge:
 
 
 class Client:
-    def __init__(self, host, history, seed, bulk):
-        self.host, self.history, self.random = host, history, random.Random(seed)
-        self.name = random.SystemRandom().randrange(1, 1 << 63)
+    def __init__(self, host, port, history, seed, bulk):
+        self.host, self.port, self.history, self.random = host, port, history, random.Random(seed)
         self.judge, self.written, self.questions = Judge(), collections.Counter(), 0
         self.streams = [self.writing(range(i, KEYS, WRITERS)) for i in range(WRITERS)]
         self.streams += [self.reading() for _ in range(READERS)] + [self.filling() for _ in range(bulk)]
         self.unswept, self.sweep_from, self.swept = set(), 0, asyncio.Event()
-        self.counts = collections.Counter()    # kept, lost (connections over a stall), bulk (bytes)
+        self.counts = collections.Counter()    # lost (connections that were given up, or ended), bulk (bytes)
         self.scouting = None
         self.gap, self.last_ack = 0.0, time.monotonic()
         self.told, self.told_violations = collections.Counter(), 0
@@ -107,40 +108,43 @@ class Client:
     # --- connections ---
 
     async def connect(self):
-        """(reader, writer) that has said hello. OSError, or TimeoutError after HAIL_S."""
-        async with asyncio.timeout(HAIL_S):
-            reader, writer = await asyncio.open_connection(self.host, PORT, limit=2 * BULK_BYTES)
-            try:
-                plug = writer.get_extra_info("socket")
-                # Closed, it is gone at once, and the guest is told.
-                plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                writer.write(f"hello {self.name}\n".encode())
+        """(reader, writer, seconds the first answer took). OSError, or TimeoutError."""
+        async with asyncio.timeout(CONNECT_S):
+            reader, writer = await asyncio.open_connection(self.host, self.port, limit=2 * BULK_BYTES)
+        try:
+            # Closed, it is gone at once, and the guest is told.
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            begun = time.monotonic()
+            writer.write(f"hello {random.SystemRandom().randrange(1, 1 << 63)}\n".encode())   # never the same again: a memory that lost the first takes another
+            async with asyncio.timeout(HELLO_S):
                 words = (await reader.readuntil()).split()
-            except BaseException:
-                writer.transport.abort()
-                raise
+        except BaseException:
+            writer.transport.abort()
+            raise
         self.tell("life", int(words[1]))
-        return reader, writer
+        return reader, writer, time.monotonic() - begun
 
     async def hail(self):
+        """Seconds that an answer takes now; None: there was none."""
         try:
-            _, writer = await self.connect()
+            _, writer, took = await self.connect()
         except (OSError, EOFError):            # TimeoutError is an OSError
-            return False
+            await asyncio.sleep(1)
+            return None
         writer.transport.abort()
-        return True
+        return took
 
     async def scout(self):
-        """Until a connection that is begun now or later has had its first answer. One a second, as a lost SYN is sent again late."""
-        hails = []
+        """Until a connection that is begun now or later has had its first answer; what hail says."""
+        hails = set()
         while True:
-            hails.append(asyncio.create_task(self.hail()))
-            await asyncio.sleep(1)
-            if any(one.done() and one.result() for one in hails):
-                break
-            hails = [one for one in hails if not one.done()]
-        for one in hails:
-            one.cancel()
+            hails.add(asyncio.create_task(self.hail()))
+            done, hails = await asyncio.wait(hails, timeout=HAIL_S, return_when=asyncio.FIRST_COMPLETED)
+            took = [one.result() for one in done if one.result() is not None]
+            if took:
+                for one in hails:
+                    one.cancel()
+                return took[0]
 
     def reached(self):
         """A task that ends when the guest has been reached after now; everybody waits for the same one."""
@@ -149,15 +153,16 @@ class Client:
         return self.scouting
 
     async def answer(self, reader):
-        """The answer to what was asked. TimeoutError: none came, though the guest has been there for GRACE_S."""
+        """The answer to what was asked. TimeoutError: none came, though the guest has been there for long enough."""
         reading = asyncio.create_task(reader.readuntil())
         try:
             done, _ = await asyncio.wait({reading}, timeout=STALL_S)
             if not done:
-                await asyncio.wait({reading, self.reached()}, return_when=asyncio.FIRST_COMPLETED)
-                async with asyncio.timeout(GRACE_S):
+                reached = self.reached()
+                await asyncio.wait({reading, reached}, return_when=asyncio.FIRST_COMPLETED)
+                # Both sides may have to send again, later and later, and then wait for a checkpoint.
+                async with asyncio.timeout(max(GRACE_S, 3 * reached.result()) if reached.done() else GRACE_S):
                     await asyncio.shield(reading)
-                self.counts["kept"] += 1
             return await reading
         finally:
             reading.cancel()
@@ -212,7 +217,7 @@ class Client:
         """One connection after the other. A question whose answer did not come is not asked again: its outcome is unknown."""
         while True:
             try:
-                reader, writer = await self.connect()
+                reader, writer, _ = await self.connect()
             except (OSError, EOFError):
                 await self.reached()
                 continue
@@ -229,25 +234,34 @@ class Client:
         """gap_s: the longest time without an acknowledged write; undone: numbers that keys went back by."""
         now = time.monotonic()
         total = collections.Counter(self.counts, acknowledged=self.judge.acknowledged, read=self.judge.read, undone=self.judge.undone)
-        row = {key: total[key] - self.told[key] for key in ("acknowledged", "read", "undone", "kept", "lost", "bulk")}
+        row = {key: total[key] - self.told[key] for key in ("acknowledged", "read", "undone", "lost", "bulk")}
         row.update(gap_s=round(max(self.gap, now - self.last_ack), 2), violations=self.judge.violations[self.told_violations:])
         self.told, self.told_violations, self.gap = total, len(self.judge.violations), 0.0
         self.history.flush()
         print(json.dumps(row), flush=True)
 
-    async def run(self):
-        commands = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    async def sweep(self):
+        """Until every key has been asked for, and answered, after now."""
+        self.unswept, self.sweep_from = set(range(KEYS)), self.questions
+        self.swept.clear()
+        await self.swept.wait()
+
+    async def run(self, commands):
+        """commands: a coroutine that says when it is over."""
         async with asyncio.TaskGroup() as group:
             working = [group.create_task(self.work(questions)) for questions in self.streams]
-            while line := await commands.readline():
-                if line == b"sweep\n":
-                    self.unswept, self.sweep_from = set(range(KEYS)), self.questions
-                    self.swept.clear()
-                    await self.swept.wait()
-                self.report()
+            await commands
             for one in working:
                 one.cancel()
+
+    async def obey(self):
+        """Words of standard input, until it ends."""
+        words = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(words), sys.stdin)
+        while line := await words.readline():
+            if line == b"sweep\n":
+                await self.sweep()
+            self.report()
 
 
 def judge(history):
@@ -279,14 +293,73 @@ TOLD = {
 }
 
 
+class Forgetful:
+    """A server whose memory can be taken back."""
+
+    def __init__(self):
+        self.memory, self.writers, self.serving = {}, set(), set()  # key: number; "life"
+
+    async def serve(self, reader, writer):
+        self.writers.add(writer)
+        self.serving.add(asyncio.current_task())
+        while line := await reader.readline():
+            word, *numbers = line.decode().split()
+            numbers = [int(number) for number in numbers]
+            if word == "hello":
+                writer.write(b"life %d\n" % self.memory.setdefault("life", numbers[0]))
+            elif word == "get":
+                writer.write(b"is %d %d\n" % (numbers[0], self.memory.get(numbers[0], 0)))
+            else:
+                writer.write(b"ok %d %d %d\n" % (*numbers, self.memory.get(numbers[0], 0)))
+                self.memory[numbers[0]] = numbers[1]
+
+    def become(self, memory):
+        """As after a cut: this is what is left, and no connection."""
+        self.memory = memory
+        for writer in self.writers:
+            writer.transport.abort()
+        self.writers.clear()
+
+
+async def against_forgetful():
+    """Violations after connections were cut; after the memory went back as well; after it was lost: [sentences] each."""
+    server = Forgetful()
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    found = []
+    with open(os.devnull, "w", encoding="ascii") as history:
+        client = Client("127.0.0.1", listener.sockets[0].getsockname()[1], history, "0", 0)
+
+        async def story():
+            await client.sweep()
+            before = dict(server.memory)
+            await client.sweep()
+            for memory in (server.memory, before, {}):
+                seen = len(client.judge.violations)
+                server.become(memory)
+                await client.sweep()
+                found.append(client.judge.violations[seen:])
+        await client.run(story())
+    listener.close()
+    server.become({})
+    await asyncio.wait(server.serving)
+    return found
+
+
 def self_test():
-    """Whether the judge finds in each of TOLD what there is, and no more."""
-    failed = 0
+    """Whether the judge finds in each of TOLD what there is, and no more; and client and judge what a server undid."""
+    failed = []
+
+    def check(text, holds, detail):
+        print(f"{'ok  ' if holds else 'FAIL'} {text}: {detail}")
+        failed.extend([] if holds else [text])
     for text, (wanted, history) in TOLD.items():
         found = judge(history).violations
-        failed += len(found) != wanted
-        print(f"{'ok  ' if len(found) == wanted else 'FAIL'} {text}: {wanted} wanted, found {found}")
-    return failed == 0
+        check(text, len(found) == wanted, f"{wanted} wanted, found {found}")
+    cut, undone, lost = asyncio.run(against_forgetful())
+    check("a server that loses its connections has undone nothing", not cut, f"found {cut}")
+    check("one that goes back has, to every key", len(undone) == KEYS and all("went back" in text for text in undone), f"found {len(undone)}: {undone[:2]}")
+    check("one that has lost its memory is known", any("another one" in text for text in lost), f"found {len(lost)}: {lost[:2]}")
+    return not failed
 
 
 def main():
@@ -297,7 +370,8 @@ def main():
     words.add_argument("--bulk", type=int, default=0, metavar="N", help="connections that ask for long answers")
     options = words.parse_args()
     with open(options.history, "w", encoding="ascii") as history:
-        asyncio.run(Client(options.host, history, options.seed, options.bulk).run())
+        client = Client(options.host, PORT, history, options.seed, options.bulk)
+        asyncio.run(client.run(client.obey()))
 
 
 if __name__ == "__main__":

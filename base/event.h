@@ -47,6 +47,7 @@
     X(SLOT_STATE, "slot.state", "keeper: (vm, epoch) has moved to state what")                                                   \
     X(IMAGE_STATE, "image.state",                                                                                                \
       "keeper: the image of (vm, epoch), which runs elsewhere, has moved to state what; it holds save seq")                      \
+    X(IMAGE_ROTTEN, "image.rotten", "keeper: the image of (vm, epoch) is not what came in; another one is to be made")           \
     X(MIRROR_PHASE, "mirror.phase", "keeper: the mirror of (vm, epoch) on node is what; it holds save seq")                      \
     X(QEMU_SPAWNED, "qemu.spawned", "keeper: QEMU of (vm, epoch) is started; its guest stands still")                            \
     X(QEMU_EXITED, "qemu.exited", "keeper: it has ended")                                                                        \

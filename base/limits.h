@@ -35,6 +35,8 @@
 #define MST_LEASE_MS_MIN      5000u       /* node/keeper/lease.h says what it has to pay for */
 #define MST_LEASE_MS_MAX      300000u
 #define MST_WATCHDOG_S_MAX    600u
+#define MST_MIRROR_SCRUB_S    30u /* mirror-scrub-s: rot is found within two rounds, and a minute is what is asked for */
+#define MST_MIRROR_SCRUB_S_MAX 86400u
 #define MST_MANAGE_ASK_MS                                                                                                        \
     1000u /* a question to a management address: its deadline, and how often a node that is missed is asked */
 #define MST_MIRRORS_MAX                                                                                                          \

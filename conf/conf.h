@@ -52,6 +52,7 @@ struct mst_node_conf {
     char *main_storage; /* default /dev/shm/mainstay */
     uint32_t memory_mib;
     uint32_t vcpus;
+    uint32_t mirror_scrub_s; /* a round over every image, 1..MST_MIRROR_SCRUB_S_MAX, default MST_MIRROR_SCRUB_S */
     char *run_dir, *state_dir, *cgroup, *agent, *exec, *qemu; /* defaults as in docs/OPERATING.md */
     char *events_file;                                        /* NULL: STATE-DIR/events.jsonl */
     char *accel;                                              /* auto, kvm, tcg */

@@ -54,6 +54,7 @@ static const cyaml_schema_field_t node_fields[] = {
     CYAML_FIELD_STRING_PTR("accel", OPTIONAL, struct mst_node_conf, accel, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("on-lease-lost", OPTIONAL, struct mst_node_conf, on_lease_lost, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("bridge", OPTIONAL, struct mst_node_conf, bridge, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_UINT("mirror-scrub-s", CYAML_FLAG_OPTIONAL, struct mst_node_conf, mirror_scrub_s),
     CYAML_FIELD_MAPPING_PTR("watchdog", CYAML_FLAG_OPTIONAL, struct mst_node_conf, watchdog, watchdog_fields),
     CYAML_FIELD_MAPPING_PTR("management", CYAML_FLAG_OPTIONAL, struct mst_node_conf, management, management_fields),
     CYAML_FIELD_END,
@@ -84,6 +85,7 @@ static const struct mst_rule rules[] = {
     {"accel", MST_RULE_WORDS, 0, 0, "auto|kvm|tcg"},
     {"on-lease-lost", MST_RULE_WORDS, 0, 0, "stop|run-on"},
     {"bridge", MST_RULE_TOKEN, 1, MST_BRIDGE_BYTES_MAX, "-_."},
+    {"mirror-scrub-s", MST_RULE_NUMBER, 1, MST_MIRROR_SCRUB_S_MAX, NULL},
     {"watchdog.device", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
     {"watchdog.timeout-s", MST_RULE_NUMBER, 1, MST_WATCHDOG_S_MAX, NULL},
     {"watchdog.kind", MST_RULE_WORDS, 0, 0, "hardware|softdog"},
@@ -118,6 +120,8 @@ static int fill_defaults(struct mst_node_conf *conf)
 
     if (conf->port == 0)
         conf->port = MST_NODE_PORT;
+    if (conf->mirror_scrub_s == 0)
+        conf->mirror_scrub_s = MST_MIRROR_SCRUB_S;
     for (unsigned i = 0; i < conf->coordinators_count; i++) {
         if (conf->coordinators[i].port == 0)
             conf->coordinators[i].port = MST_COORDINATOR_PORT;

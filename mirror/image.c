@@ -34,6 +34,7 @@ struct mst_image {
     uint64_t open;                         /* checkpoint of which records were taken and no commit, 0: none */
     uint64_t device_off;                   /* of its device state that is there */
     uint64_t acked, credit;                /* what the source is told: checkpoint, and position up to which its ring is free */
+    uint64_t scrubbed;                     /* page that is to be looked at next */
 
     uint8_t *copy; /* a record, private */
     uint64_t page_sums[MST_MLOG_PAGES_MAX];
@@ -130,7 +131,7 @@ int mst_image_seed(struct mst_image *image, const struct mst_mlog_grant *grant, 
     image->err = 0;
     image->head_seen = image->half = false;
     image->consumed = image->sequence = image->prev_sum = image->open = image->device_off = 0;
-    image->acked = image->credit = 0;
+    image->acked = image->credit = image->scrubbed = 0;
     move(image, MST_IMAGE_SEEDING);
     return 0;
 }
@@ -398,6 +399,49 @@ void mst_image_apply(struct mst_image *image)
         mst_save_apply(image->writer);
 }
 
+/* What the published record says, and the device state that it names. */
+static int named(const struct mst_save_map *map, struct mst_save_record *ret_record, struct mst_save_layout *ret_layout,
+                 struct mst_why *why)
+{
+    struct mst_pub_head head;
+    int r = mst_pub_read(map->record, &head, ret_record, sizeof(*ret_record));
+
+    if (r < 0)
+        return mst_why_set(why, r, "mirror: the image's record is %s", r == -ENODATA ? "not there" : "torn");
+    r = mst_save_record_check(ret_record, map->ram_bytes, map->delta_capacity, why);
+    if (r == 0)
+        r = mst_save_layout(map->ram_bytes, ret_layout);
+    if (r < 0)
+        return r;
+    if (head.epoch != map->epoch || ret_record->source != MST_SAVE_SHADOW)
+        return mst_why_set(why, -EBADMSG, "mirror: the image's record is not that of a checkpoint of epoch %" PRIu64, map->epoch);
+    return mst_save_device_check(ret_record, map->save + ret_layout->device_off[ret_record->device_slot], why);
+}
+
+/* Shadow and its sums change together, in take and apply, so they fit each other whatever was staged or committed since. */
+int mst_image_scrub(struct mst_image *image, uint64_t count, struct mst_why *why)
+{
+    uint64_t pages = image->map.ram_bytes / MST_PAGE_BYTES, first = image->scrubbed, good;
+    struct mst_save_layout layout = {0};
+    struct mst_save_record record;
+    const uint32_t *sums;
+    int r;
+
+    if (image->state != MST_IMAGE_MIRRORING)
+        return -EBUSY;
+    r = first == 0 ? named(&image->map, &record, &layout, why) : mst_save_layout(image->map.ram_bytes, &layout);
+    if (r < 0)
+        return r == -ENODATA ? -EBADMSG : r;
+    if (count > pages - first)
+        count = pages - first;
+    sums = (const uint32_t *)(const void *)(image->map.save + layout.shadow_sums_off);
+    good = mst_pages_check(image->map.shadow + first * MST_PAGE_BYTES, sums + first, count);
+    if (good != count && !MST_MUTANT(75))
+        return mst_why_set(why, -EBADMSG, "mirror: page %" PRIu64 " of the image is not what came in: memory has rotted", first + good);
+    image->scrubbed = (first + count) % pages;
+    return image->scrubbed == 0;
+}
+
 /* --- the end --- */
 
 int mst_image_revoke(struct mst_image *image)
@@ -415,25 +459,16 @@ static int whole(const struct mst_save_map *map, struct mst_why *why)
 {
     struct mst_save_layout layout = {0};
     struct mst_save_record record;
-    struct mst_pub_head head;
     const uint32_t *sums;
     uint64_t pages = map->ram_bytes / MST_PAGE_BYTES, good;
-    int r = mst_pub_read(map->record, &head, &record, sizeof(record));
+    int r = named(map, &record, &layout, why);
 
     if (r < 0)
-        return mst_why_set(why, r, "mirror: the image's record is %s", r == -ENODATA ? "not there" : "torn");
-    r = mst_save_record_check(&record, map->ram_bytes, map->delta_capacity, why);
-    if (r == 0)
-        r = mst_save_layout(map->ram_bytes, &layout);
-    if (r < 0)
         return r;
-    if (head.epoch != map->epoch || record.source != MST_SAVE_SHADOW || record.delta_pages != 0)
-        return mst_why_set(why, -EBADMSG, "mirror: the image's record is not that of an applied checkpoint of epoch %" PRIu64,
-                           map->epoch);
+    if (record.delta_pages != 0)
+        return mst_why_set(why, -EBADMSG, "mirror: the image's last checkpoint is not applied");
     sums = (const uint32_t *)(const void *)(map->save + layout.shadow_sums_off);
-    r = mst_save_device_check(&record, map->save + layout.device_off[record.device_slot], why);
-    if (r == 0)
-        r = mst_save_sums_check(&record, sums, why);
+    r = mst_save_sums_check(&record, sums, why);
     if (r < 0)
         return r;
     good = mst_pages_check(map->shadow, sums, pages);

@@ -68,6 +68,9 @@ bool mst_image_half(const struct mst_image *image);
 void mst_image_ack(const struct mst_image *image, struct mst_mlog_ack *ret_ack);
 /* Brings the committed delta into the shadow; take does it too, before the next checkpoint. Best after the acknowledgement has left. */
 void mst_image_apply(struct mst_image *image);
+/* Looks whether count more pages of the image, round and round, are still what came in, and with the first ones its record and device state. 0; 1 a
+ * round has ended; -EBADMSG with why: memory has rotted, and another image has to be made; -EBUSY it is not mirroring. */
+int mst_image_scrub(struct mst_image *image, uint64_t count, struct mst_why *why);
 uint64_t mst_image_seq(const struct mst_image *image); /* of the checkpoint that it holds, 0: none */
 uint64_t mst_image_epoch(const struct mst_image *image);
 

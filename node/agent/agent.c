@@ -20,6 +20,8 @@ static void on_beat(uv_timer_t *timer)
     struct mst_agent *agent = timer->data;
 
     __atomic_store_n(&agent->status.area->agent.beat, ++agent->beat, __ATOMIC_RELAXED);
+    for (struct mst_vm *vm = agent->vms; vm; vm = vm->next)
+        mst_patience_tick(&vm->patience, mst_qmp_waits(vm->qmp) || mst_qmp_waits(vm->spare) || mst_ckpt_busy(vm->ckpt));
 }
 
 static void on_stats(uv_timer_t *timer)

@@ -103,6 +103,7 @@ struct mst_vm {
     struct mst_dirty *dirty;
     struct mst_ckpt *ckpt;
     struct mst_qmp *qmp, *spare; /* the second monitor is kept free; it bears witness when the first is silent */
+    struct mst_patience patience; /* how long they may take */
     bool qmp_ready;
     struct mst_load *load;
     struct mst_resume *resume;
@@ -113,6 +114,7 @@ struct mst_vm {
     bool working;
     int work_err, work_unlocked;
     struct mst_why work_why;
+    uv_work_cb work_do;
     void (*work_then)(struct mst_vm *vm);
     void (*capable_then)(struct mst_vm *vm);
 

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/fault.h"
+#include "base/priority.h"
 #include "base/state.h"
 
 #include <errno.h>
@@ -138,12 +139,19 @@ static void work_done(uv_work_t *work, int status)
     }
 }
 
+static void work_run(uv_work_t *work)
+{
+    mst_priority_worker();
+    ((struct mst_ckpt *)work->data)->work_what(work);
+}
+
 static void work_start(struct mst_ckpt *ckpt, uv_work_cb what)
 {
+    ckpt->work_what = what;
     ckpt->work.data = ckpt;
     ckpt->working = true;
     ckpt->work_err = 0;
-    uv_queue_work(ckpt->conf.loop, &ckpt->work, what, work_done); /* fails only without a callback */
+    uv_queue_work(ckpt->conf.loop, &ckpt->work, work_run, work_done); /* fails only without a callback */
 }
 
 /* --- steps --- */
@@ -278,8 +286,13 @@ static void on_migrate(struct mst_qmp *qmp, int err, const json_t *ret, const st
 static void on_late(uv_timer_t *timer)
 {
     struct mst_ckpt *ckpt = timer->data;
+    uint64_t now_ms = mst_qmp_clock_ms(ckpt->conf.qmp);
     struct mst_why why;
 
+    if (now_ms < ckpt->save_by_ms) {
+        uv_timer_start(timer, on_late, ckpt->save_by_ms - now_ms, 0);
+        return;
+    }
     mst_why_set(&why, -ETIMEDOUT, "QEMU has not ended its save after %" PRIu32 " ms", ckpt->conf.silent_ms);
     rescue(ckpt, -ETIMEDOUT, &why);
 }
@@ -291,6 +304,7 @@ static void enter_saving(struct mst_ckpt *ckpt)
 
     move(ckpt, ST_SAVING);
     ckpt->stop_sent_ns = ckpt->mark_ns = mst_now_ns();
+    ckpt->save_by_ms = mst_qmp_clock_ms(ckpt->conf.qmp) + ckpt->conf.silent_ms;
     uv_timer_start(&ckpt->timer, on_late, ckpt->conf.silent_ms, 0);
     /* Together, to spare one turn through QEMU's main loop: it runs them in this order. */
     r = mst_qmp_execute(ckpt->conf.qmp, "stop", NULL, -1, ckpt->conf.silent_ms, on_stop, ckpt);
@@ -570,7 +584,7 @@ void mst_ckpt_note(struct mst_ckpt *ckpt, const struct mst_save_note *note, bool
 
 bool mst_ckpt_busy(const struct mst_ckpt *ckpt)
 {
-    return ckpt->state != ST_IDLE && ckpt->state != ST_HELD;
+    return ckpt && ckpt->state != ST_IDLE && ckpt->state != ST_HELD;
 }
 
 const char *mst_ckpt_state(const struct mst_ckpt *ckpt)

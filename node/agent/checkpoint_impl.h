@@ -48,8 +48,10 @@ struct mst_ckpt {
     struct mst_why why;
     struct mst_ckpt_report report;
     uint64_t begun_ns, mark_ns, stop_sent_ns;
+    uint64_t save_by_ms; /* by the monitor's clock (mst_qmp_clock_ms) */
 
     uv_work_t work;
+    uv_work_cb work_what;
     bool working;
     struct mst_save_note note;
     bool note_waits, note_now; /* until the worker is done */

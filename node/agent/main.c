@@ -1,5 +1,6 @@
 #include "base/event.h"
 #include "base/log.h"
+#include "base/priority.h"
 #include "node/agent/agent.h"
 
 #include <getopt.h>
@@ -46,7 +47,7 @@ int main(int argc, char **argv)
     const char *socket_path, *events;
     struct mst_why why;
     uv_loop_t loop;
-    int status;
+    int status, r;
 
     signal(SIGPIPE, SIG_IGN);
     mst_log_init("mainstay-node");
@@ -56,6 +57,9 @@ int main(int argc, char **argv)
     }
     if (events && mst_event_open(events, 0, "mainstay-node", NULL, 0) < 0)
         log_warning("no events are kept in %s", events);
+    r = mst_priority_raise();
+    if (r < 0)
+        log_warning("cannot raise the priority: on a loaded node this agent may be taken for hung: %s", strerror(-r));
     /* Page copies in a pause must not queue behind long jobs of other VMs (unpacking a saved state). */
     setenv("UV_THREADPOOL_SIZE", "16", 0);
     if (uv_loop_init(&loop) < 0) {

@@ -1,5 +1,7 @@
 #include "node/agent/mce.h"
 
+#include "base/priority.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <kbuffer.h>
@@ -194,6 +196,7 @@ static void open_work(uv_work_t *work)
 {
     struct mst_mce *mce = work->data;
 
+    mst_priority_worker();
     mce->work_err = open_events(mce, &mce->why);
 }
 

@@ -43,7 +43,8 @@ struct mst_qmp {
     bool closed;         /* mst_qmp_close was called */
     uint64_t next_id, heard_ms;
     uint32_t silent_ms; /* of the greeting and of the capabilities: a QEMU that starts is slow */
-    uint64_t greeting_deadline_ms;
+    uint64_t greeting_deadline_ms; /* this and those of commands: by mst_qmp_clock_ms */
+    const struct mst_patience *patience;
     struct pending *pending; /* oldest first */
     unsigned pending_count;
     struct outgoing *out;
@@ -379,7 +380,7 @@ static void poll_again(struct mst_qmp *qmp)
 static void on_timer(uv_timer_t *timer)
 {
     struct mst_qmp *qmp = timer->data;
-    uint64_t now_ms = mst_now_ms();
+    uint64_t now_ms = mst_qmp_clock_ms(qmp);
     struct mst_why why;
     struct pending **at = &qmp->pending;
 
@@ -406,7 +407,7 @@ static void on_timer(uv_timer_t *timer)
 
 static void timer_again(struct mst_qmp *qmp)
 {
-    uint64_t first_ms = qmp->greeted ? UINT64_MAX : qmp->greeting_deadline_ms, now_ms = mst_now_ms();
+    uint64_t first_ms = qmp->greeted ? UINT64_MAX : qmp->greeting_deadline_ms, now_ms = mst_qmp_clock_ms(qmp);
 
     if (qmp->over || qmp->closed)
         return;
@@ -534,7 +535,7 @@ int mst_qmp_execute(struct mst_qmp *qmp, const char *command, json_t *arguments,
         }
     }
     pending->id = qmp->next_id++;
-    pending->deadline_ms = timeout_ms ? mst_now_ms() + timeout_ms : 0;
+    pending->deadline_ms = timeout_ms ? mst_qmp_clock_ms(qmp) + timeout_ms : 0;
     pending->reply = reply;
     pending->arg = arg;
     strncpy(pending->command, command, sizeof(pending->command) - 1);
@@ -561,6 +562,27 @@ void mst_qmp_forget(struct mst_qmp *qmp, const void *arg)
     for (struct pending *p = qmp->pending; p; p = p->next)
         if (p->arg == arg)
             p->reply = NULL;
+}
+
+void mst_qmp_patience(struct mst_qmp *qmp, const struct mst_patience *patience)
+{
+    uint64_t before_ms = mst_qmp_clock_ms(qmp);
+
+    qmp->patience = patience;
+    qmp->greeting_deadline_ms += mst_qmp_clock_ms(qmp) - before_ms;
+    for (struct pending *p = qmp->pending; p; p = p->next)
+        p->deadline_ms += p->deadline_ms != 0 ? mst_qmp_clock_ms(qmp) - before_ms : 0;
+    timer_again(qmp);
+}
+
+uint64_t mst_qmp_clock_ms(const struct mst_qmp *qmp)
+{
+    return qmp->patience ? mst_patience_ms(qmp->patience) : mst_now_ms();
+}
+
+bool mst_qmp_waits(const struct mst_qmp *qmp)
+{
+    return qmp && !qmp->over && !qmp->closed && (qmp->pending_count > 0 || !qmp->greeted);
 }
 
 uint64_t mst_qmp_heard_ms(const struct mst_qmp *qmp)

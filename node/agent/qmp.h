@@ -1,6 +1,7 @@
 #ifndef MST_AGENT_QMP_H
 #define MST_AGENT_QMP_H
 
+#include "node/agent/patience.h"
 #include "base/err.h"
 
 #include <jansson.h>
@@ -56,6 +57,11 @@ int mst_qmp_execute(struct mst_qmp *qmp, const char *command, json_t *arguments,
 
 /* No reply runs with this arg any more (the commands stay with QEMU). Also allowed after mst_qmp_close in the same turn of the loop. */
 void mst_qmp_forget(struct mst_qmp *qmp, const void *arg);
+
+/* From here on silence is counted as patience says (node/agent/patience.h); borrowed, until mst_qmp_close. Without, by mst_now_ms. */
+void mst_qmp_patience(struct mst_qmp *qmp, const struct mst_patience *patience);
+uint64_t mst_qmp_clock_ms(const struct mst_qmp *qmp); /* now, by that count */
+bool mst_qmp_waits(const struct mst_qmp *qmp);        /* for an answer, or the greeting. NULL: false */
 
 /* mst_now_ms of the last byte QEMU sent here. */
 uint64_t mst_qmp_heard_ms(const struct mst_qmp *qmp);

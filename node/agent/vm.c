@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/priority.h"
 #include "base/state.h"
 #include "conf/conf.h"
 
@@ -171,13 +172,20 @@ static void work_done(uv_work_t *work, int status)
         then(vm);
 }
 
+static void work_run(uv_work_t *work)
+{
+    mst_priority_worker();
+    ((struct mst_vm *)work->data)->work_do(work);
+}
+
 void mst_vm_work(struct mst_vm *vm, void (*work)(uv_work_t *work), void (*then)(struct mst_vm *vm))
 {
     vm->working = true;
+    vm->work_do = work;
     vm->work_then = then;
     vm->work_err = 0;
     vm->work_why.text[0] = '\0';
-    uv_queue_work(vm->agent->loop, &vm->work, work, work_done); /* fails only without a callback */
+    uv_queue_work(vm->agent->loop, &vm->work, work_run, work_done); /* fails only without a callback */
 }
 
 /* --- monitors --- */
@@ -265,7 +273,9 @@ static void on_ready(struct mst_qmp *qmp, void *arg)
     r = mst_path(path, sizeof(path), "%s/qmp-spare.sock", vm->dir);
     if (r == 0)
         r = mst_qmp_connect(vm->agent->loop, path, MST_VM_CONNECT_MS, &spare_events, vm, &vm->spare);
-    if (r < 0)
+    if (r == 0)
+        mst_qmp_patience(vm->spare, &vm->patience);
+    else
         log_warning("vm=%s epoch=%" PRIu64 " no spare monitor: %s", vm->definition->name, vm->epoch, mst_errname(r));
     mst_vm_move(vm, VM_PREPARING);
     if (vm->attaching)
@@ -285,8 +295,10 @@ static void try_connect(uv_timer_t *timer)
 
     if (r == 0)
         r = mst_qmp_connect(vm->agent->loop, path, MST_VM_CONNECT_MS, &monitor_events, vm, &vm->qmp);
-    if (r == 0)
+    if (r == 0) {
+        mst_qmp_patience(vm->qmp, &vm->patience);
         return; /* its greeting has a deadline of its own */
+    }
     if ((r == -ENOENT || r == -ECONNREFUSED || r == -EAGAIN) && mst_now_ms() < vm->deadline_ms) {
         uv_timer_start(timer, try_connect, MST_VM_CONNECT_POLL_MS, 0);
         return;

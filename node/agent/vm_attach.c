@@ -191,6 +191,7 @@ void mst_vm_attach(struct mst_agent *agent, const Mainstay__AgentVm *left)
     if (!runs)
         return; /* VM_ORPHAN: the keeper sends the order again */
     vm->pid = left->qemu_pid;
+    mst_patience_begin(&vm->patience, vm->pid);
     vm->attaching = true;
     vm->expect_standing = left->run_state == MST_RUN_PAUSED;
     vm->state = VM_MAPPING;

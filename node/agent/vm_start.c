@@ -231,6 +231,7 @@ static void on_spawned(int err, const mst_envelope *reply, const struct mst_why 
     if (!good_reply(vm, VM_SPAWNING, err, why, reply->body_case == MAINSTAY__ENVELOPE__BODY_SPAWNED))
         return;
     vm->pid = reply->spawned->pid;
+    mst_patience_begin(&vm->patience, vm->pid);
     mst_vm_move(vm, VM_CONNECTING);
     mst_vm_connect(vm, MST_VM_CONNECT_MS, 0);
 }

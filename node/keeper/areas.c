@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/priority.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -25,7 +26,7 @@ static void make_work(uv_work_t *work)
 {
     struct mst_make *job = work->data;
 
-    mst_worker_begin();
+    mst_priority_worker();
     job->err = mst_areas_make(job->folder, &job->areas, &job->why);
 }
 
@@ -131,7 +132,7 @@ static void drop_work(uv_work_t *work)
 {
     struct drop_job *job = work->data;
 
-    mst_worker_begin();
+    mst_priority_worker();
     mst_areas_unmap(job->keeper->conf->main_storage, &job->areas, false);
 }
 

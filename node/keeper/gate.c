@@ -1,5 +1,7 @@
 #include "node/keeper/gate.h"
 
+#include "base/mutant.h"
+
 bool mst_gate_mark(struct mst_gate *gate, uint64_t seq, uint64_t console, bool waits)
 {
     uint64_t newest = gate->count > 0 ? gate->marks[gate->count - 1].seq : 0;
@@ -41,7 +43,7 @@ struct mst_gate_go mst_gate_look(struct mst_gate *gate, bool waits, uint64_t saf
         go.open = true;
         return go;
     }
-    while (past < gate->count && gate->marks[past].seq <= safe)
+    while (past < gate->count && (gate->marks[past].seq <= safe || MST_MUTANT(79)))
         past++;
     if (past > 0) {
         go.show = true;
@@ -52,7 +54,7 @@ struct mst_gate_go mst_gate_look(struct mst_gate *gate, bool waits, uint64_t saf
             gate->marks[i - past] = gate->marks[i];
         gate->count -= past;
     }
-    go.release = gate->cut != 0 && gate->cut <= safe;
+    go.release = gate->cut != 0 && (gate->cut <= safe || MST_MUTANT(78));
     return go;
 }
 

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/priority.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -13,11 +14,15 @@
  *   SEED    an empty log and an empty record; then the source may be told
  *   TAKE    what has come, at most TAKES records or one checkpoint; then it is acknowledged
  *   APPLY   delta to shadow, after the acknowledgement has left
+ *   SCRUB   a few pages of the shadow against their sums, round and round: what has rotted is replaced while there is something to replace it from
  *   VERIFY  after the log was closed: every byte */
 
 #define TAKES   8
 #define LOOK_MS 5u    /* what the source says it has written is not there yet: again */
 #define HALF_MS 3000u /* and so long at most: a NIC that has completed a WRITE shows it within microseconds */
+
+#define SCRUB_PAGES  256u /* at a time, or more when a round would otherwise want them ... */
+#define SCRUB_MIN_MS 100u /* ... more often than this */
 
 static void on_look(uv_timer_t *timer)
 {
@@ -25,6 +30,25 @@ static void on_look(uv_timer_t *timer)
 
     held->look = true;
     mst_held_image_go(held);
+}
+
+static void on_scrub(uv_timer_t *timer)
+{
+    struct mst_held_image *held = timer->data;
+
+    held->scrub = true;
+    mst_held_image_go(held);
+}
+
+/* A round takes mirror-scrub-s. */
+static void scrub_begin(struct mst_held_image *held)
+{
+    uint64_t round_ms = held->keeper->conf->mirror_scrub_s * UINT64_C(1000);
+    uint64_t pages = held->grant.ram_bytes / MST_PAGE_BYTES, period_ms = round_ms * SCRUB_PAGES / pages;
+
+    period_ms = period_ms > round_ms ? round_ms : period_ms < SCRUB_MIN_MS ? SCRUB_MIN_MS : period_ms;
+    held->scrub_pages = (pages * period_ms + round_ms - 1) / round_ms;
+    uv_timer_start(&held->scrub_timer, on_scrub, period_ms, period_ms);
 }
 
 /* --- worker --- */
@@ -85,7 +109,7 @@ static void work(uv_work_t *work)
 {
     struct mst_held_image *held = work->data;
 
-    mst_worker_begin();
+    mst_priority_worker();
     held->job_why.text[0] = '\0';
     switch (held->job) {
     case IMAGE_SEED:
@@ -96,6 +120,9 @@ static void work(uv_work_t *work)
         break;
     case IMAGE_VERIFY:
         held->job_err = verify(held);
+        break;
+    case IMAGE_SCRUB:
+        held->job_err = mst_image_scrub(held->image, held->scrub_pages, &held->job_why);
         break;
     default:
         held->job_err = 0;
@@ -127,6 +154,21 @@ static void taken(struct mst_held_image *held, int r)
         uv_timer_start(&held->timer, on_look, LOOK_MS, 0);
 }
 
+/* It goes like one whose source writes nonsense: the source hears of it, and the coordinator has another one made. */
+static void scrubbed(struct mst_held_image *held, int r)
+{
+    held->scrub = false;
+    if (r >= 0 || held->revoked)
+        return; /* revoked meanwhile: verified next, every byte */
+    uv_timer_stop(&held->scrub_timer);
+    mst_event(&(struct mst_event){.kind = MST_EV_IMAGE_ROTTEN,
+                                  .vm = held->vm->name,
+                                  .epoch = held->vm->epoch,
+                                  .text = held->job_why.text,
+                                  .seq = mst_slot_save_seq(held->vm)});
+    mst_held_image_fail(held, r, held->job_why.text);
+}
+
 static void job_ended(struct mst_held_image *held, enum mst_image_job job, int err)
 {
     enum mst_image_state before = held->state;
@@ -144,6 +186,8 @@ static void job_ended(struct mst_held_image *held, enum mst_image_job job, int e
                                       .what = mst_image_state_name(held->state),
                                       .seq = mst_slot_save_seq(held->vm)});
         mst_slot_publish(held->vm);
+        if (held->state == MST_IMAGE_MIRRORING && !held->revoked)
+            scrub_begin(held);
     }
     if (job == IMAGE_SEED)
         mst_held_image_seeded(held, err, &held->job_why);
@@ -151,6 +195,8 @@ static void job_ended(struct mst_held_image *held, enum mst_image_job job, int e
         mst_held_image_verified(held, err, &held->job_why);
     else if (job == IMAGE_TAKE)
         taken(held, err);
+    else if (job == IMAGE_SCRUB)
+        scrubbed(held, err);
     else
         held->unapplied = false;
 }
@@ -200,6 +246,8 @@ void mst_held_image_go(struct mst_held_image *held)
         start(held, IMAGE_VERIFY);
     } else if (taking && held->unapplied) {
         start(held, IMAGE_APPLY);
+    } else if (held->state == MST_IMAGE_MIRRORING && held->scrub && held->err == 0) {
+        start(held, IMAGE_SCRUB); /* before what has come: that may be so all the time */
     } else if (taking && held->look && held->err == 0) {
         start(held, IMAGE_TAKE);
     }

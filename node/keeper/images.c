@@ -26,6 +26,8 @@ static void freed(uv_handle_t *handle)
     struct mst_held_image *held = handle->data;
     uint64_t bytes = held->log ? mst_mlog_bytes(held->grant.ring_bytes) : 0;
 
+    if (--held->closing > 0)
+        return;
     mst_image_free(held->image);
     if (held->log) {
         munmap(held->log, bytes);
@@ -39,7 +41,9 @@ void mst_held_image_unused(struct mst_held_image *held)
     if (held->freeing || held->vm || held->link || held->registering || held->job != IMAGE_IDLE)
         return;
     held->freeing = true;
+    held->closing = 2;
     uv_close((uv_handle_t *)&held->timer, freed);
+    uv_close((uv_handle_t *)&held->scrub_timer, freed);
 }
 
 static struct mst_held_image *held_new(struct mst_keeper *k, struct mst_vm *vm)
@@ -52,6 +56,8 @@ static struct mst_held_image *held_new(struct mst_keeper *k, struct mst_vm *vm)
     held->vm = vm;
     uv_timer_init(k->loop, &held->timer);
     held->timer.data = held;
+    uv_timer_init(k->loop, &held->scrub_timer);
+    held->scrub_timer.data = held;
     vm->image = held;
     return held;
 }
@@ -67,6 +73,7 @@ static void log_close(struct mst_held_image *held)
     held->region = NULL;
     held->revoked = true;
     uv_timer_stop(&held->timer);
+    uv_timer_stop(&held->scrub_timer);
     if (held->link)
         mst_link_close(held->link);
 }

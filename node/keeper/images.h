@@ -6,7 +6,7 @@
 
 /* Between images.c (orders, memory, link of an image) and image_work.c (what its worker does, and when). */
 
-enum mst_image_job { IMAGE_IDLE, IMAGE_SEED, IMAGE_TAKE, IMAGE_APPLY, IMAGE_VERIFY };
+enum mst_image_job { IMAGE_IDLE, IMAGE_SEED, IMAGE_TAKE, IMAGE_APPLY, IMAGE_SCRUB, IMAGE_VERIFY };
 
 /* The image of one VM of another node. It belongs to its slot, but its log lives on until link and worker have let go of it. */
 struct mst_held_image {
@@ -33,13 +33,15 @@ struct mst_held_image {
     enum mst_image_job job;
     enum mst_image_state state; /* as the image was when the last job ended */
     struct mst_mlog_ack ack;    /* same */
-    bool look, unapplied, ack_owed, revoked;
+    bool look, unapplied, ack_owed, revoked, scrub;
     uint64_t written;  /* the source says that it has written up to here */
     uint64_t moved_ms; /* when something came last, or this was said first */
     uint64_t look_ms;  /* when the last job began */
     int err;           /* final: nothing is taken any more */
-    uv_timer_t timer;
+    uint64_t scrub_pages; /* at a time */
+    uv_timer_t timer, scrub_timer;
     bool freeing;
+    int closing; /* timers that are not closed yet */
 };
 
 /* Does what is to be done next, unless a worker is at it. */

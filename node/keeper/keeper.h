@@ -150,7 +150,6 @@ int mst_keeper_prepare(struct mst_keeper *k, struct mst_why *why); /* all that b
 void mst_keeper_unprepare(struct mst_keeper *k);
 /* Every part that lives on the loop, in the order in which they need each other. -errno: what is open goes with the process. */
 int mst_keeper_parts_open(struct mst_keeper *k, struct mst_why *why);
-void mst_worker_begin(void); /* first call of every job of a worker thread: its threads inherit the loop's raised priority */
 /* Path of the events file with tail behind it. -ENAMETOOLONG. */
 int mst_events_path(const struct mst_node_conf *conf, const char *tail, char *buf, size_t size);
 /* memlock.c: whether main storage can be pinned for RDMA at all. -ENOMEM with what to set. */

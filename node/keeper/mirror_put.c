@@ -4,6 +4,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/mutant.h"
+#include "base/priority.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -141,7 +142,7 @@ static void work(uv_work_t *work)
 {
     struct mst_mirror *m = work->data;
 
-    mst_worker_begin();
+    mst_priority_worker();
     m->job_why.text[0] = '\0';
     switch (m->job) {
     case MIRROR_OPEN:

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/mutant.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -107,7 +108,7 @@ bool mst_mirrors_safe(const struct mst_vm *vm, uint64_t *ret_seq)
     bool any = false;
 
     for (const struct mst_mirror *m = vm->keeper->mirrors ? vm->keeper->mirrors->first : NULL; m; m = m->next) {
-        if (m->vm != vm || !m->waited)
+        if (m->vm != vm || !m->waited || (MST_MUTANT(76) && m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED))
             continue;
         if (!any || m->acked < *ret_seq)
             *ret_seq = m->acked;

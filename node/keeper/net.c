@@ -1,6 +1,7 @@
 #include "node/keeper/keeper.h"
 
 #include "base/log.h"
+#include "base/priority.h"
 #include "node/keeper/netdev.h"
 #include "node/keeper/plug.h"
 
@@ -91,7 +92,7 @@ static void remove_work(uv_work_t *work)
 {
     struct removal *one = work->data;
 
-    mst_worker_begin();
+    mst_priority_worker();
     one->err = mst_netdev_delete(one->ifb);
 }
 

@@ -1,6 +1,7 @@
 #include "node/keeper/keeper.h"
 
 #include "base/log.h"
+#include "base/mutant.h"
 #include "node/keeper/gate.h"
 
 #include <errno.h>
@@ -137,5 +138,5 @@ void mst_output_shut(struct mst_vm *vm)
 
 bool mst_output_covered(const struct mst_vm *vm, uint64_t seq)
 {
-    return !vm->output || mst_gate_covered(&vm->output->gate, seq);
+    return !vm->output || mst_gate_covered(&vm->output->gate, seq) || MST_MUTANT(77);
 }

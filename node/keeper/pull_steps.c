@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mutant.h"
+#include "base/priority.h"
 #include "mirror/image.h"
 
 #include <errno.h>
@@ -92,7 +93,7 @@ static void check_work(uv_work_t *work)
 {
     struct pull *p = work->data;
 
-    mst_worker_begin();
+    mst_priority_worker();
     p->check_err = pages_check(p, p->checked, p->check_to);
 }
 
@@ -218,7 +219,7 @@ static void copy_work(uv_work_t *work)
     const uint8_t *from = f->from == FROM_STATUS ? (const uint8_t *)p->keeper->status : p->local->areas.area[f->from].addr;
     uint64_t done = 0, copied_ns;
 
-    mst_worker_begin();
+    mst_priority_worker();
     p->err = 0;
     while (done < f->bytes && p->err == 0) {
         uint64_t len = f->bytes - done < CHUNK_BYTES ? f->bytes - done : CHUNK_BYTES;
@@ -504,7 +505,7 @@ static void end_work(uv_work_t *work)
 {
     struct pull *p = work->data;
 
-    mst_worker_begin();
+    mst_priority_worker();
     p->err = steps[p->step].end(p);
 }
 

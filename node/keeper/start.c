@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mutant.h"
+#include "base/priority.h"
 #include "node/keeper/cgroup.h"
 
 #include <errno.h>
@@ -20,7 +21,6 @@
 #include <unistd.h>
 
 #define EARLIER_DEADLINE_MS 10000
-#define NICE                (-10)
 #define OOM_SCORE           "-900" /* the keeper is the last to go: everything else on the node dies with it */
 
 static void files_raise(void)
@@ -125,16 +125,12 @@ static int storage_open(struct mst_keeper *k, struct mst_why *why)
     return r;
 }
 
-/* A loaded node is no dead node: the loop comes before guests, agent and our own worker threads (mst_worker_begin). */
 static void priority_raise(void)
 {
-    if (setpriority(PRIO_PROCESS, 0, NICE) < 0)
-        log_warning("cannot raise the priority: on a loaded node beats come late: %s", strerror(errno));
-}
+    int r = mst_priority_raise();
 
-void mst_worker_begin(void)
-{
-    setpriority(PRIO_PROCESS, (id_t)gettid(), 0); /* Linux: of this thread; giving up priority is always allowed */
+    if (r < 0)
+        log_warning("cannot raise the priority: on a loaded node beats come late: %s", strerror(-r));
 }
 
 static void oom_protect(void)

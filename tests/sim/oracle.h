@@ -72,6 +72,7 @@ void oracle_write(const struct sim_host *to, const uint8_t *at, unsigned from,
                   uint64_t life);                                             /* bytes of a WRITE become visible there */
 void oracle_posted(const struct sim_host *host, const struct mst_link *link); /* a WRITE into a log */
 struct mst_mlog_ack;
+void oracle_left(const struct sim_task *task, uint64_t tick); /* what its guest has sent up to this tick has left the node by now */
 void oracle_taken(const struct mst_mlog_ack *ack, bool taken); /* an image has looked for a record; it took it */
 /* Whether a checkpoint that was acknowledged by a mirror that counts, and lives, is newer than load; of the last life of the VM, from since_epoch on. */
 bool oracle_mirror_lost(const char *name, uint64_t since_epoch, uint64_t load_epoch, uint64_t load_seq, char *text, size_t size);
@@ -91,7 +92,7 @@ bool oracle_vm_wanted(const char *vm);
 
 struct oracle_counts {
     uint64_t vcpu_starts, commits, grants, fenced, checkpoints, resumes, boots, orders, power_fences, recoveries, picks, stops,
-        lease_proofs, acks, joins, images; /* mirrors: acknowledged, counting, verified */
+        lease_proofs, acks, joins, images, left; /* mirrors: acknowledged, counting, verified; output that waited and has left */
 };
 extern struct oracle_counts oracle_counts;
 

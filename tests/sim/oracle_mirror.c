@@ -315,6 +315,51 @@ static void after_event(struct sim_proc *proc)
     }
 }
 
+/* --- output --- */
+
+/* What its source goes by: within an event that is newer than what was looked at after the last one, and is looked at after this one. */
+static uint64_t acked_now(const struct olog *log)
+{
+    const struct mst_keeper *k = W->hosts[log->source].k;
+
+    for (const struct mst_mirror *m = k && k->mirrors ? k->mirrors->first : NULL; m; m = m->next) {
+        if (m->grant.log_id == log->log_id)
+            return m->acked;
+    }
+    return log->acked;
+}
+
+/* Whether it has the checkpoint after all that anybody can have seen. -1: that checkpoint was taken too long ago to know. */
+static int covers(const struct olog *log, uint64_t tick)
+{
+    const struct okept *kept = kept_find(log->vm, log->epoch, acked_now(log));
+
+    return kept ? kept->moment.tick >= tick : -1;
+}
+
+void oracle_left(const struct sim_task *task, uint64_t tick)
+{
+    if (sim_output_held(task))
+        oracle_counts.left++;
+    for (unsigned i = 0; i < LOGS_MAX; i++) {
+        const struct olog *log = &M.logs[i];
+
+        if (log->log_id != 0 && log->counts && log->vm == task->vm_index && log->epoch == task->epoch && covers(log, tick) == 0)
+            oracle_breach("I4", "%s: output of %s of tick %" PRIu64 " leaves, and %s, which counts, has acknowledged %" PRIu64 "/%" PRIu64
+                          " only", W->hosts[task->host].name, task->vm, tick, W->hosts[log->mirror].name, log->epoch, acked_now(log));
+    }
+}
+
+/* It begins to count. */
+static void counts_look(const struct olog *log)
+{
+    struct sim_task *task = sim_task_of_vm(&W->hosts[log->source], W->vms[log->vm].name, log->epoch);
+
+    if (task && covers(log, sim_output_left(task)) == 0)
+        oracle_breach("I4", "the mirror of %s on %s counts with checkpoint %" PRIu64 "/%" PRIu64 ", and output of tick %" PRIu64
+                      " has left, which is newer", task->vm, W->hosts[log->mirror].name, log->epoch, log->acked, sim_output_left(task));
+}
+
 void oracle_taken(const struct mst_mlog_ack *ack, bool taken)
 {
     struct olog *log = log_find(ack->log_id);
@@ -395,6 +440,8 @@ void oracle_mirror_commit(const struct sim_coord *coord, const struct mst_mirror
         M.counted_epoch[vm] = row->epoch;
     if (row->counts)
         oracle_counts.joins++;
+    if (row->counts && log)
+        counts_look(log);
     if (!K.after)
         K.after = after_event;
     sim_say("row: the mirror of %s epoch %" PRIu64 " on node %u %s", row->vm, row->epoch, row->node_id,

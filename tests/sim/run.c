@@ -297,9 +297,10 @@ static void counts_print(const struct oracle_counts *c)
     printf("seen: %" PRIu64 " vCPU starts, %" PRIu64 " transactions, %" PRIu64 " orders, %" PRIu64 " grants, %" PRIu64
            " proofs of a stopped VM, %" PRIu64 " power fences, %" PRIu64 " recoveries, %" PRIu64 " checkpoints, %" PRIu64
            " resumes, %" PRIu64 " boots, %" PRIu64 " stops, %" PRIu64 " records read; of mirrors %" PRIu64
-           " that came to count, %" PRIu64 " acknowledgements, %" PRIu64 " images verified\n",
+           " that came to count, %" PRIu64 " acknowledgements, %" PRIu64 " images verified, %" PRIu64
+           " times output that waited left\n",
            c->vcpu_starts, c->commits, c->orders, c->grants, c->fenced, c->power_fences, c->recoveries, c->checkpoints,
-           c->resumes, c->boots, c->stops, c->picks, c->joins, c->acks, c->images);
+           c->resumes, c->boots, c->stops, c->picks, c->joins, c->acks, c->images, c->left);
 }
 
 int run_seeds(uint64_t from, uint64_t to, unsigned jobs, bool stop_at_first)

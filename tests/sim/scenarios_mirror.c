@@ -192,6 +192,25 @@ static void scenario_47_bit_flips_in_a_mirror_the_other_copy_is_used(void)
     well();
 }
 
+static bool exposed(void)
+{
+    return look_at("vm0").exposed;
+}
+
+static void scenario_47_bit_flips_in_a_mirror_at_rest_are_found_and_it_is_made_anew(void)
+{
+    mirrored_stage(4);
+    rot();
+    EXPECT(until(exposed, 60000), "nobody has found what rots in the image");
+    EXPECT(until(mirrored, 40000), "vm0 is not protected again: %s", look_at("vm0").protection);
+    EXPECT(epoch_of("vm0") == epoch_before, "the loss of its mirror cost vm0 its grant");
+    note();
+    off(source);
+    until_recovered(30000);
+    resumed_from_a_save();
+    well();
+}
+
 static bool clean(void)
 {
     for (const struct sim_file *file = source->files; file; file = file->next) {
@@ -437,6 +456,7 @@ const struct scenario scenarios_mirror[] = {
     ROW(scenario_44_source_dies_in_mid_checkpoint_and_what_was_acknowledged_is_resumed),
     ROW(scenario_47_bit_flips_in_a_mirror_at_rest_it_is_not_used_and_the_loss_is_said),
     ROW(scenario_47_bit_flips_in_a_mirror_the_other_copy_is_used),
+    ROW(scenario_47_bit_flips_in_a_mirror_at_rest_are_found_and_it_is_made_anew),
     ROW(scenario_88_source_without_power_goes_on_from_its_mirror_and_never_at_its_return),
     ROW(scenario_88_source_whose_keeper_alone_dies_clears_what_it_has_when_it_is_outlived),
     ROW(scenario_89_mirror_without_power_is_replaced_and_its_return_changes_nothing),

@@ -308,7 +308,7 @@ int mst_cgroup_each(const char *base, const char *prefix, int (*each)(const char
     return r;
 }
 
-/* --- console.c, net.c, accel.c, memlock.c of the keeper: not simulated --- */
+/* --- console.c, net.c, accel.c, memlock.c of the keeper: not simulated, but for what they hold back (output.c) --- */
 
 int mst_console_open(struct mst_vm *vm, int *ret_child_fd, struct mst_why *why)
 {
@@ -337,22 +337,6 @@ uint64_t mst_console_beat_ms(const struct mst_vm *vm)
 {
     (void)vm;
     return 0;
-}
-
-void mst_console_gate(struct mst_vm *vm, bool closed)
-{
-    (void)vm, (void)closed;
-}
-
-uint64_t mst_console_take(struct mst_vm *vm)
-{
-    (void)vm;
-    return 0;
-}
-
-void mst_console_show(struct mst_vm *vm, uint64_t offset)
-{
-    (void)vm, (void)offset;
 }
 
 int mst_followers_new(struct mst_keeper *k)
@@ -393,30 +377,6 @@ int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_
 void mst_net_close(struct mst_vm *vm)
 {
     (void)vm;
-}
-
-int mst_net_cut(struct mst_vm *vm)
-{
-    (void)vm;
-    return 0;
-}
-
-int mst_net_release(struct mst_vm *vm)
-{
-    (void)vm;
-    return 0;
-}
-
-int mst_net_let(struct mst_vm *vm)
-{
-    (void)vm;
-    return 0;
-}
-
-int mst_net_held(struct mst_vm *vm)
-{
-    (void)vm;
-    return 0;
 }
 
 const char *mst_accel_choose(const struct mst_node_conf *conf, const uint8_t host_boot_id[16])

@@ -60,6 +60,10 @@ struct sim_task { /* a child of a keeper: a QEMU, or the agent's pid */
     uint64_t tick;      /* what the guest has counted to; every page says it */
     uint64_t ticked_ns; /* when */
     uint64_t lineage;   /* which life: a boot begins one, a resume goes on with it */
+    /* What it sends, a frame and a line for its console with every tick: */
+    bool frames_held, console_held;
+    uint64_t frames_cut;              /* held: what came before it leaves first */
+    uint64_t frames_left, lines_left; /* held: the last ones that have left the node */
 };
 
 enum sim_power { POWER_WORKS, POWER_FAILS, POWER_HANGS, POWER_LATE_ANSWER, POWER_LATE_CUT };
@@ -175,6 +179,9 @@ unsigned sim_vm_index(const char *name); /* SIM_VMS_MAX: unknown */
 void sim_guest_run(struct sim_task *task);
 void sim_guest_pause(struct sim_task *task, enum sim_guest into);
 void sim_guest_advance(struct sim_task *task); /* memory as of now */
+/* What it sends (output.c). held: by both queues; left: the newest tick that has left its node. */
+bool sim_output_held(const struct sim_task *task);
+uint64_t sim_output_left(struct sim_task *task);
 /* Whether the memory is of one moment, and of which. */
 struct sim_moment {
     uint64_t vm, lineage, tick;

@@ -56,6 +56,7 @@ START_TEST(node_file_takes_its_defaults)
     ck_assert_str_eq(conf->qemu, "/usr/bin/qemu-system-x86_64");
     ck_assert_str_eq(conf->accel, "auto");
     ck_assert_str_eq(conf->bridge, "mainstay0");
+    ck_assert_uint_eq(conf->mirror_scrub_s, 30);
     mst_node_conf_free(conf);
 }
 END_TEST
@@ -218,7 +219,7 @@ START_TEST(definition_takes_its_defaults_and_says_them)
     ck_assert_ptr_null(def->boot_state);
     ck_assert(def->has_protect && def->protect == MAINSTAY__PROTECT__PROTECT_NONE);
     ck_assert(def->has_mirror_apart && def->mirror_apart == MAINSTAY__MIRROR_APART__MIRROR_APART_NODE);
-    ck_assert(def->has_checkpoint_interval_ms && def->checkpoint_interval_ms == 500);
+    ck_assert(def->has_checkpoint_interval_ms && def->checkpoint_interval_ms == 100);
     ck_assert(def->has_checkpoint_stall_max_percent && def->checkpoint_stall_max_percent == 20);
     ck_assert(def->has_on_node_fault && def->on_node_fault == MAINSTAY__ON_FAULT__ON_FAULT_RESUME);
     ck_assert(def->has_on_vm_fault && def->on_vm_fault == MAINSTAY__ON_FAULT__ON_FAULT_RESUME);

@@ -219,6 +219,25 @@ START_TEST(a_mirror_that_is_lost_does_not_stop_the_checkpoints_and_another_one_i
 }
 END_TEST
 
+START_TEST(an_image_that_rots_is_found_by_its_keeper_and_given_up)
+{
+    uint8_t *shadow;
+    size_t bytes;
+
+    rig->config_more = "mirror-scrub-s: 1\n";
+    mirrored(0);
+    rig_run_ms(2500); /* rounds of an image that is well, and that changes all the time */
+    rig_wait_mirror(1, SURE, acked() + 3);
+    shadow = rig_map(2, "web01.e5.shadow", &bytes);
+    shadow[bytes - 4000] ^= 1;
+    munmap(shadow, bytes);
+    rig_wait_mirror(1, FAILED, 1);
+    ck_assert_msg(strstr(rig->nodes[1].mirror->mirror_state->text, "memory has rotted") != NULL, "it says %s",
+                  rig->nodes[1].mirror->mirror_state->text);
+    ck_done_err(rig_mirror_revoke(2, "web01", 5), EBADMSG, "does not match");
+}
+END_TEST
+
 START_TEST(a_mirror_that_does_not_answer_is_given_up_and_holds_nothing_up_for_long)
 {
     uint64_t seq;
@@ -731,6 +750,7 @@ int main(void)
     tcase_add_test(orders, an_image_is_pulled_by_another_node_once_it_is_verified);
     tcase_add_test(orders, a_mirrors_next_keeper_keeps_what_was_acknowledged);
     tcase_add_test(orders, a_mirror_that_is_lost_does_not_stop_the_checkpoints_and_another_one_is_seeded);
+    tcase_add_test(orders, an_image_that_rots_is_found_by_its_keeper_and_given_up);
     tcase_add_test(orders, a_mirror_that_does_not_answer_is_given_up_and_holds_nothing_up_for_long);
     tcase_add_test(orders, orders_about_mirrors_may_come_twice_and_strange_ones_are_refused);
     tcase_add_test(orders, a_log_has_one_writer_who_was_named_and_gets_one_key);

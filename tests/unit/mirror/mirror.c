@@ -287,6 +287,40 @@ START_TEST(rot_in_the_image_is_found_before_it_is_used)
 }
 END_TEST
 
+START_TEST(rot_in_the_image_at_rest_is_found_by_its_scrub)
+{
+    struct mst_why why = {""};
+
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned rounds = 0;
+        int r = 0;
+
+        open_seeded();
+        for (unsigned k = 0; k < 3 && r >= 0; k++) { /* whatever comes in between is no rot */
+            ck_assert_msg(rig_checkpoint(&rig), "%s", rig.breach);
+            r = mst_image_scrub(rig.image, 5, &why);
+        }
+        ck_assert_int_eq(r, 0);
+        if (i == 1)
+            rig.shadow[5000] ^= 4;
+        if (i == 2)
+            rig.save[rig.save_layout.shadow_sums_off + 8] ^= 1;
+        if (i == 3)
+            rig.save[rig.save_layout.device_off[0] + 3] ^= 1, rig.save[rig.save_layout.device_off[1] + 3] ^= 1;
+        for (unsigned k = 0; k < 2 * (RIG_PAGES / 5 + 1) && r >= 0; k++) {
+            r = mst_image_scrub(rig.image, 5, &why);
+            rounds += r == 1;
+        }
+        ck_assert_int_eq(r < 0 ? r : 0, i == 0 ? 0 : -EBADMSG);
+        if (i == 0)
+            ck_assert_uint_eq(rounds, 2);
+        ck_assert_int_eq(mst_image_revoke(rig.image), 0);
+        ck_assert_int_eq(mst_image_scrub(rig.image, 5, &why), -EBUSY);
+        rig_close(&rig);
+    }
+}
+END_TEST
+
 START_TEST(seed_that_ends_early_leaves_no_checkpoint)
 {
     uint8_t page[MST_PAGE_BYTES] = {1};
@@ -324,6 +358,7 @@ int main(void)
     tcase_add_test(tc, checkpoint_of_more_pages_than_the_delta_has_is_refused_by_both_sides);
     tcase_add_test(tc, log_of_another_writer_is_refused_by_its_head);
     tcase_add_test(tc, rot_in_the_image_is_found_before_it_is_used);
+    tcase_add_test(tc, rot_in_the_image_at_rest_is_found_by_its_scrub);
     tcase_add_test(tc, seed_that_ends_early_leaves_no_checkpoint);
     tcase_add_test(tc, records_that_are_not_the_granted_sources_next_one_are_refused);
     tcase_add_loop_test(tc, whatever_arrives_of_what_was_sent_the_image_is_a_checkpoint_and_none_that_was_acknowledged_is_lost, 0,

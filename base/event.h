@@ -60,6 +60,8 @@
     X(CHECKPOINT_GOOD, "checkpoint.good", "agent: that is over with save seq, after duration_us")                                \
     X(VM_SAVED, "vm.saved", "agent: saved by order, stands still")                                                               \
     X(VM_RUNS, "vm.runs", "agent: the start is done, the guest runs")                                                            \
+    X(DISK_NEW, "disk.new",                                                                                                      \
+      "agent: the disk in main storage of (vm, epoch) begins anew, text says with what; what an earlier epoch wrote is lost")    \
     X(CPU_RUN, "cpu.run", "agent: QEMU said RESUME: the guest's CPUs run")                                                       \
     X(CPU_STOP, "cpu.stop", "agent: QEMU said STOP: they stand")
 

@@ -23,6 +23,7 @@
 #define MST_VM_PRIORITY_MAX    1000u
 #define MST_BRIDGE_BYTES_MAX   15u    /* the kernel's limit for the name of a network device */
 #define MST_MAC_TEXT_BYTES     17u    /* 02:00:00:00:00:01 */
+#define MST_DISKS_MAX          4u     /* of one VM */
 #define MST_VM_RESTARTS_MAX    20u    /* restarts-max */
 #define MST_VM_RESTARTS_S_MAX  86400u /* restarts-window-s */
 #define MST_CHECKPOINT_MS_MIN  5u     /* checkpoint-interval-ms: a pause takes some 3 ms where a machine is quick */

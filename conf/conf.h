@@ -118,6 +118,14 @@ int mst_vm_definition_load(const char *path, Mainstay__VmDefinition **ret_def, s
 /* The limits of a definition, wherever it comes from: YAML file or peer. -EINVAL with why ("memory-mib: 0 is ..., allowed 1..65536"). */
 int mst_vm_definition_check(const Mainstay__VmDefinition *def, struct mst_why *why);
 
+/* A deep copy; NULL: no memory. Freed as above. */
+Mainstay__VmDefinition *mst_vm_definition_copy(const Mainstay__VmDefinition *def);
+
+/* Of a definition that has passed the check. Its disk in main storage, MiB; 0: none. */
+uint32_t mst_vm_disk_mib(const Mainstay__VmDefinition *def);
+/* Its RAM area in main storage, MiB: memory-mib and, right behind it, that disk. Budgets, shadows, images and checkpoints know only this. */
+uint32_t mst_vm_area_mib(const Mainstay__VmDefinition *def);
+
 /* The bridge of definitions and of node.yaml. -EINVAL. */
 int mst_bridge_check(const char *bridge);
 /* Hardware address of the network card: the one it names, or one made from its name, the same on every node. def has passed the check. */

@@ -16,6 +16,12 @@ struct boot_yaml {
 struct network_yaml {
     char *bridge, *mac;
 };
+struct disk_yaml {
+    char *path;
+    int format, writable;
+    uint32_t memory_mib;
+    char *image;
+};
 struct vm_yaml {
     char *name;
     uint32_t memory_mib, vcpus;
@@ -25,6 +31,8 @@ struct vm_yaml {
     uint32_t checkpoint_interval_ms, checkpoint_stall_max_percent, priority, restarts_max, restarts_window_s;
     struct network_yaml *network;
     int output_commit;
+    struct disk_yaml *disks;
+    unsigned disks_count;
     char **allowed_nodes;
     unsigned allowed_nodes_count;
 };
@@ -55,6 +63,10 @@ static const cyaml_strval_t on_vm_fault_words[] = {
 };
 
 static const cyaml_strval_t bool_words[] = {{"true", 1}, {"false", 0}};
+static const cyaml_strval_t format_words[] = {
+    {"raw", MAINSTAY__DISK_FORMAT__DISK_RAW},
+    {"qcow2", MAINSTAY__DISK_FORMAT__DISK_QCOW2},
+};
 
 static const cyaml_schema_field_t boot_fields[] = {
     CYAML_FIELD_STRING_PTR("kernel", OPTIONAL, struct boot_yaml, kernel, 0, CYAML_UNLIMITED),
@@ -69,6 +81,17 @@ static const cyaml_schema_field_t network_fields[] = {
     CYAML_FIELD_STRING_PTR("mac", OPTIONAL, struct network_yaml, mac, 0, CYAML_UNLIMITED),
     CYAML_FIELD_END,
 };
+
+static const cyaml_schema_field_t disk_fields[] = {
+    CYAML_FIELD_STRING_PTR("path", OPTIONAL, struct disk_yaml, path, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_ENUM("format", WORD, struct disk_yaml, format, format_words, CYAML_ARRAY_LEN(format_words)),
+    CYAML_FIELD_ENUM("writable", WORD, struct disk_yaml, writable, bool_words, CYAML_ARRAY_LEN(bool_words)),
+    CYAML_FIELD_UINT("memory-mib", CYAML_FLAG_OPTIONAL, struct disk_yaml, memory_mib),
+    CYAML_FIELD_STRING_PTR("image", OPTIONAL, struct disk_yaml, image, 0, CYAML_UNLIMITED),
+    CYAML_FIELD_END,
+};
+
+static const cyaml_schema_value_t disk_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct disk_yaml, disk_fields)};
 
 static const cyaml_schema_value_t node_name_schema = {CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char, 0, CYAML_UNLIMITED)};
 
@@ -91,6 +114,7 @@ static const cyaml_schema_field_t vm_fields[] = {
     CYAML_FIELD_UINT("restarts-window-s", CYAML_FLAG_OPTIONAL, struct vm_yaml, restarts_window_s),
     CYAML_FIELD_MAPPING_PTR("network", CYAML_FLAG_OPTIONAL, struct vm_yaml, network, network_fields),
     CYAML_FIELD_ENUM("output-commit", WORD, struct vm_yaml, output_commit, bool_words, CYAML_ARRAY_LEN(bool_words)),
+    CYAML_FIELD_SEQUENCE("disks", OPTIONAL, struct vm_yaml, disks, &disk_schema, 0, MST_DISKS_MAX),
     CYAML_FIELD_SEQUENCE("allowed-nodes", OPTIONAL, struct vm_yaml, allowed_nodes, &node_name_schema, 0, MST_NODES_MAX),
     CYAML_FIELD_END,
 };
@@ -116,6 +140,9 @@ static const struct mst_rule rules[] = {
     {"restarts-window-s", MST_RULE_NUMBER, 1, MST_VM_RESTARTS_S_MAX, NULL},
     {"network.bridge", MST_RULE_TOKEN, 1, MST_BRIDGE_BYTES_MAX, "-_."},
     {"network.mac", MST_RULE_TOKEN, MST_MAC_TEXT_BYTES, MST_MAC_TEXT_BYTES, ":"},
+    {"disks[].path", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
+    {"disks[].memory-mib", MST_RULE_NUMBER, 1, MST_VM_MEMORY_MIB_MAX, NULL},
+    {"disks[].image", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
     {"allowed-nodes[]", MST_RULE_NAME, 0, 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -139,6 +166,18 @@ static int check_string(const char *key, const char *value, struct mst_why *why)
     if (!value || mst_rule_string(mst_rule_find(rules, key), value, what) == 0)
         return 0;
     return mst_why_set(why, -EINVAL, "%s: %s", key, what);
+}
+
+static int check_word(const char *key, int value, const cyaml_strval_t *words, unsigned count, struct mst_why *why)
+{
+    struct mst_words all = {.list = ""};
+
+    for (unsigned i = 0; i < count; i++) {
+        if (words[i].val == value)
+            return 0;
+        mst_words_add(&all, words[i].str, strlen(words[i].str), "");
+    }
+    return mst_why_set(why, -EINVAL, "%s: value %d is not allowed here; allowed: %s", key, value, all.list);
 }
 
 static int check_boot(const Mainstay__VmDefinition *def, struct mst_why *why)
@@ -221,24 +260,115 @@ static int check_network(const Mainstay__VmDefinition *def, struct mst_why *why)
     return r;
 }
 
+uint32_t mst_vm_disk_mib(const Mainstay__VmDefinition *def)
+{
+    for (size_t i = 0; i < def->n_disks; i++)
+        if (def->disks[i]->has_memory_mib)
+            return def->disks[i]->memory_mib;
+    return 0;
+}
+
+uint32_t mst_vm_area_mib(const Mainstay__VmDefinition *def)
+{
+    return def->memory_mib + mst_vm_disk_mib(def);
+}
+
+/* A file: one that is never written to may be anybody's; one that is written to is newer than any checkpoint. */
+static int check_disk_file(const Mainstay__VmDefinition *def, const char *at, const Mainstay__VmDisk *disk, struct mst_why *why)
+{
+    bool writable = disk->has_writable && disk->writable;
+    char key[32];
+
+    snprintf(key, sizeof(key), "%s.format", at);
+    if (!disk->has_format)
+        return mst_why_set(why, -EINVAL,
+                           "%s.format: is missing, it has to be given with path: raw or qcow2; nothing looks into the file to "
+                           "find out",
+                           at);
+    if (check_word(key, disk->format, format_words, CYAML_ARRAY_LEN(format_words), why) < 0)
+        return -EINVAL;
+    if (disk->image)
+        return mst_why_set(why, -EINVAL, "%s.image: is given with path, allowed only with memory-mib", at);
+    if (writable && def->protect != MAINSTAY__PROTECT__PROTECT_NONE)
+        return mst_why_set(
+            why, -EINVAL,
+            "%s.writable: is true under protect: %s, but what is written to a file is not part of a checkpoint, so a "
+            "takeover would find a disk from after it; allowed are writable: false, a disk with memory-mib, and "
+            "protect: none",
+            at, protect_words[def->protect].str);
+    if (writable && def->boot_state)
+        return mst_why_set(why, -EINVAL,
+                           "%s.writable: is true with boot.state, whose memory knows the disk as it was then; allowed only with "
+                           "boot.kernel",
+                           at);
+    return 0;
+}
+
+/* A piece of main storage. */
+static int check_disk_memory(const Mainstay__VmDefinition *def, const char *at, const Mainstay__VmDisk *disk, struct mst_why *why)
+{
+    if (disk->has_format)
+        return mst_why_set(why, -EINVAL, "%s.format: is given with memory-mib, allowed only with path", at);
+    if (disk->has_writable)
+        return mst_why_set(why, -EINVAL,
+                           "%s.writable: is given with memory-mib, which is always writable; allowed only with path", at);
+    if (def->protect == MAINSTAY__PROTECT__PROTECT_NONE)
+        return mst_why_set(why, -EINVAL,
+                           "%s.memory-mib: is given with protect: none, where nothing would keep it when QEMU ends; allowed with "
+                           "protect: local and mirror",
+                           at);
+    if (disk->image && def->boot_state)
+        return mst_why_set(why, -EINVAL,
+                           "%s.image: is given with boot.state, which has the disk's content; allowed only with boot.kernel", at);
+    if (disk->memory_mib > MST_VM_MEMORY_MIB_MAX - def->memory_mib)
+        return mst_why_set(why, -EINVAL, "%s.memory-mib: %u and memory-mib %u are more than the %u that are allowed together", at,
+                           disk->memory_mib, def->memory_mib, MST_VM_MEMORY_MIB_MAX);
+    return 0;
+}
+
+static int check_disk(const Mainstay__VmDefinition *def, size_t index, struct mst_why *why)
+{
+    const Mainstay__VmDisk *disk = def->disks[index];
+    char at[16], what[MST_RULE_TEXT_BYTES];
+
+    snprintf(at, sizeof(at), "disks[%zu]", index);
+    if (disk->path && disk->has_memory_mib)
+        return mst_why_set(why, -EINVAL, "%s.memory-mib: is given together with path, allowed is exactly one of them", at);
+    if (!disk->path && !disk->has_memory_mib)
+        return mst_why_set(why, -EINVAL, "%s: has neither path nor memory-mib, allowed is exactly one of them", at);
+    if (disk->path && mst_rule_string(mst_rule_find(rules, "disks[0].path"), disk->path, what) < 0)
+        return mst_why_set(why, -EINVAL, "%s.path: %s", at, what);
+    if (disk->has_memory_mib && mst_rule_number(mst_rule_find(rules, "disks[0].memory-mib"), disk->memory_mib, what) < 0)
+        return mst_why_set(why, -EINVAL, "%s.memory-mib: %s", at, what);
+    if (disk->image && mst_rule_string(mst_rule_find(rules, "disks[0].image"), disk->image, what) < 0)
+        return mst_why_set(why, -EINVAL, "%s.image: %s", at, what);
+    for (size_t i = 0; i < index; i++) {
+        if (disk->path && def->disks[i]->path && strcmp(disk->path, def->disks[i]->path) == 0)
+            return mst_why_set(why, -EINVAL, "%s.path: is the same as disks[%zu].path, allowed is one disk for each file", at, i);
+        if (disk->has_memory_mib && def->disks[i]->has_memory_mib)
+            return mst_why_set(why, -EINVAL, "%s.memory-mib: disks[%zu] is in main storage already, allowed is one such disk", at,
+                               i);
+    }
+    return disk->path ? check_disk_file(def, at, disk, why) : check_disk_memory(def, at, disk, why);
+}
+
+static int check_disks(const Mainstay__VmDefinition *def, struct mst_why *why)
+{
+    int r = 0;
+
+    if (def->n_disks > MST_DISKS_MAX)
+        return mst_why_set(why, -EINVAL, "disks: has %zu entries, allowed 0..%u", def->n_disks, MST_DISKS_MAX);
+    for (size_t i = 0; i < def->n_disks && r == 0; i++)
+        r = check_disk(def, i, why);
+    return r;
+}
+
 /* Only who has mirrors can wait for them. */
 static int check_output_commit(const Mainstay__VmDefinition *def, struct mst_why *why)
 {
     if (!def->has_output_commit || def->protect == MAINSTAY__PROTECT__PROTECT_MIRROR)
         return 0;
     return mst_why_set(why, -EINVAL, "output-commit: is given without mirrors to wait for, allowed only with protect: mirror");
-}
-
-static int check_word(const char *key, int value, const cyaml_strval_t *words, unsigned count, struct mst_why *why)
-{
-    struct mst_words all = {.list = ""};
-
-    for (unsigned i = 0; i < count; i++) {
-        if (words[i].val == value)
-            return 0;
-        mst_words_add(&all, words[i].str, strlen(words[i].str), "");
-    }
-    return mst_why_set(why, -EINVAL, "%s: value %d is not allowed here; allowed: %s", key, value, all.list);
 }
 
 static int check_allowed_nodes(const Mainstay__VmDefinition *def, struct mst_why *why)
@@ -286,15 +416,49 @@ int mst_vm_definition_check(const Mainstay__VmDefinition *def, struct mst_why *w
     r = r < 0 ? r : check_number("restarts-window-s", def->restarts_window_s, why);
     r = r < 0 ? r : check_network(def, why);
     r = r < 0 ? r : check_output_commit(def, why);
+    r = r < 0 ? r : check_disks(def, why);
     return r < 0 ? r : check_allowed_nodes(def, why);
 }
 
 /* ---------------------------------------------------------------- the file */
 
-/* What is absent stays at the message's default; strings are still the file's. */
-static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *vm, Mainstay__VmDefinition *def,
-                            Mainstay__VmNetwork *network)
+/* What a message is made from while its strings are still the file's. */
+struct parts {
+    Mainstay__VmDefinition def;
+    Mainstay__VmNetwork network;
+    Mainstay__VmDisk disk[MST_DISKS_MAX], *disks[MST_DISKS_MAX];
+};
+
+static void disks_fill(const struct mst_yaml *yaml, const struct vm_yaml *vm, struct parts *parts)
 {
+    char key[32];
+
+    for (unsigned i = 0; i < vm->disks_count; i++) {
+        const struct disk_yaml *from = &vm->disks[i];
+        Mainstay__VmDisk *disk = parts->disks[i] = &parts->disk[i];
+
+        mainstay__vm_disk__init(disk);
+        disk->path = from->path;
+        disk->image = from->image;
+        snprintf(key, sizeof(key), "disks[%u].format", i);
+        disk->has_format = mst_yaml_has(yaml, key);
+        disk->format = (Mainstay__DiskFormat)from->format;
+        snprintf(key, sizeof(key), "disks[%u].writable", i);
+        disk->has_writable = mst_yaml_has(yaml, key);
+        disk->writable = from->writable != 0;
+        snprintf(key, sizeof(key), "disks[%u].memory-mib", i);
+        disk->has_memory_mib = mst_yaml_has(yaml, key);
+        disk->memory_mib = from->memory_mib;
+    }
+    parts->def.disks = parts->disks;
+    parts->def.n_disks = vm->disks_count;
+}
+
+/* What is absent stays at the message's default. */
+static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *vm, struct parts *parts)
+{
+    Mainstay__VmDefinition *def = &parts->def;
+
     mainstay__vm_definition__init(def);
     def->name = vm->name;
     def->memory_mib = vm->memory_mib;
@@ -334,21 +498,35 @@ static void definition_fill(const struct mst_yaml *yaml, const struct vm_yaml *v
     if (mst_yaml_has(yaml, "output-commit"))
         def->output_commit = vm->output_commit != 0;
     if (vm->network) {
-        mainstay__vm_network__init(network);
-        network->bridge = vm->network->bridge;
-        network->mac = vm->network->mac;
-        def->network = network;
+        mainstay__vm_network__init(&parts->network);
+        parts->network.bridge = vm->network->bridge;
+        parts->network.mac = vm->network->mac;
+        def->network = &parts->network;
     }
+    disks_fill(yaml, vm, parts);
     def->allowed_nodes = vm->allowed_nodes;
     def->n_allowed_nodes = vm->allowed_nodes_count;
 }
 
+Mainstay__VmDefinition *mst_vm_definition_copy(const Mainstay__VmDefinition *def)
+{
+    size_t bytes = mainstay__vm_definition__get_packed_size(def);
+    uint8_t *packed = malloc(bytes + 1);
+    Mainstay__VmDefinition *copy = NULL;
+
+    if (packed) {
+        mainstay__vm_definition__pack(def, packed);
+        copy = mainstay__vm_definition__unpack(NULL, bytes, packed);
+    }
+    free(packed);
+    return copy;
+}
+
 int mst_vm_definition_load(const char *path, Mainstay__VmDefinition **ret_def, struct mst_why *why)
 {
-    Mainstay__VmDefinition def, *copy;
-    Mainstay__VmNetwork network;
     struct mst_yaml *yaml;
     struct vm_yaml *vm = NULL;
+    struct parts parts;
     int r;
 
     r = mst_yaml_open(path, &yaml, why);
@@ -357,30 +535,15 @@ int mst_vm_definition_load(const char *path, Mainstay__VmDefinition **ret_def, s
     r = mst_yaml_load(yaml, &vm_schema, rules, (void **)&vm, why);
     if (r < 0)
         goto close_yaml;
-    definition_fill(yaml, vm, &def, &network);
-    r = mst_vm_definition_check(&def, why);
+    definition_fill(yaml, vm, &parts);
+    r = mst_vm_definition_check(&parts.def, why);
     if (r < 0) {
         mst_yaml_place(yaml, why, r);
         goto free_vm;
     }
-    copy = malloc(sizeof(*copy));
-    if (copy && def.network) {
-        def.network = malloc(sizeof(network));
-        if (!def.network) {
-            free(copy);
-            copy = NULL;
-        } else {
-            *def.network = network;
-        }
-    }
-    if (!copy) {
+    *ret_def = mst_vm_definition_copy(&parts.def);
+    if (!*ret_def)
         r = mst_why_set(why, -ENOMEM, "%s: no memory", path);
-        goto free_vm;
-    }
-    *copy = def;
-    *ret_def = copy;
-    free(vm->network);
-    memset(vm, 0, sizeof(*vm)); /* its strings are the message's now */
 free_vm:
     mst_yaml_free(&vm_schema, vm);
 close_yaml:

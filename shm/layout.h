@@ -136,7 +136,8 @@ struct mst_vm_slot { /* body: status half of the virtual machine save area */
     uint32_t image_state;  /* of an image: enum mst_image_state; 0 otherwise */
     uint32_t image_source; /* of an image: node id of who may write its log; 0: an earlier keeper's */
     uint64_t log_id;       /* of an image: of that log */
-    uint8_t reserved[72];
+    uint64_t disk_bytes;   /* at the end of ram_bytes: a disk, in a file of its own; 0: none */
+    uint8_t reserved[64];
 };
 static_assert(sizeof(struct mst_vm_slot) == MST_PUB_BODY_MAX, "wire layout");
 

@@ -513,7 +513,10 @@ static void stage_started(struct mst_core *core, struct rec *rec, unsigned i)
     row->outcome = rvm->d.how == MST_HOW_RESUME ? MST_OUT_RESUMED : MST_OUT_RESTARTED;
     row->start = rvm->start;
     memcpy(before, row->text, sizeof(before));
-    text_set(row->text, sizeof(row->text), "%.190s", rvm->why[0] ? rvm->why : before);
+    if (rvm->d.how == MST_HOW_BOOT && rvm->why[0]) /* as that its disk began anew, too */
+        text_set(row->text, sizeof(row->text), "%.110s; %.80s", before, rvm->why);
+    else
+        text_set(row->text, sizeof(row->text), "%.190s", rvm->why[0] ? rvm->why : before);
     to->phase = MST_VM_RUNNING;
     to->pin_node_id = 0;
     to->text[0] = 0;

@@ -150,7 +150,8 @@ struct mst_node_row {
 
 struct mst_definition { /* what deciding needs, and the whole message as it goes to the node */
     char name[MST_NAME_BYTES];
-    uint32_t memory_mib, vcpus, priority;
+    uint32_t memory_mib; /* with its disk in main storage */
+    uint32_t vcpus, priority;
     uint8_t protect;                    /* enum mst_protect */
     uint8_t on_node_fault, on_vm_fault; /* enum mst_on_fault */
     uint8_t mirror_apart;               /* enum mst_mirror_apart */

@@ -54,7 +54,7 @@ int mst_convert_definition(const Mainstay__VmDefinition *def, const struct mst_c
                            bytes, sizeof(ret->packed));
     memset(ret, 0, sizeof(*ret));
     copy(ret->name, sizeof(ret->name), def->name);
-    ret->memory_mib = def->memory_mib;
+    ret->memory_mib = mst_vm_area_mib(def);
     ret->vcpus = def->vcpus; /* defaults are filled in by protobuf-c */
     ret->priority = def->priority;
     ret->protect = (uint8_t)def->protect;

@@ -91,7 +91,9 @@ struct mst_vm {
     bool attaching;       /* taken up, or monitor lost and looked for again */
     bool expect_standing; /* attached: it was saved by order */
     uint64_t mark_ns, deadline_ms;
-    char *stream; /* device state to load; owned */
+    uint32_t disk_devices;   /* bit i: disk i of the machine is a block device here */
+    struct mst_why disk_why; /* its disk in main storage has begun anew with this start; otherwise empty */
+    char *stream;            /* device state to load; owned */
     size_t stream_bytes;
     int fail_err;
     struct mst_why fail_why;
@@ -179,7 +181,7 @@ void mst_vm_work(struct mst_vm *vm, void (*work)(uv_work_t *work), void (*then)(
 /* Sends a request about a VM; refusals are logged with what. */
 void mst_vm_tell(struct mst_vm *vm, enum mst_run_state run_state, bool has_fault, Mainstay__FaultKind fault);
 void mst_waiters_add(struct mst_waiters *waiters, uint64_t id);
-/* err 0 or -errno */
+/* err 0 or -errno; why: also with 0, when there is something to say */
 void mst_waiters_answer(struct mst_vm *vm, struct mst_waiters *waiters, int err, const struct mst_why *why,
                         Mainstay__StartResult *start, Mainstay__SaveResult *save);
 

@@ -35,9 +35,14 @@ struct scan {
 #define SCAN_SOFT_DIRTY (UINT64_C(1) << 7)
 #define SCAN_RANGES     1024u
 
-struct range { /* one mapping of the RAM file */
+struct range { /* one mapping of one of the files */
     uint64_t address;
-    uint64_t first_page, pages; /* in RAM */
+    uint64_t first_page, pages; /* in the RAM area */
+};
+
+struct file {
+    struct stat st;
+    uint64_t first_page, pages; /* in the RAM area */
 };
 
 struct mst_dirty {
@@ -91,20 +96,21 @@ unmap:
     return r;
 }
 
-static int add_range(struct mst_dirty *dirty, uint64_t start, uint64_t end, uint64_t offset)
+static int add_range(struct mst_dirty *dirty, const struct file *file, uint64_t start, uint64_t end, uint64_t offset)
 {
     struct range *grown;
     uint64_t first = offset / MST_PAGE_BYTES, pages = (end - start) / MST_PAGE_BYTES;
 
-    if (first >= dirty->pages)
+    if (first >= file->pages)
         return 0;
-    if (pages > dirty->pages - first)
-        pages = dirty->pages - first;
+    if (pages > file->pages - first)
+        pages = file->pages - first;
     grown = reallocarray(dirty->ranges, dirty->range_count + 1, sizeof(*grown));
     if (!grown)
         return -ENOMEM;
     dirty->ranges = grown;
-    dirty->ranges[dirty->range_count++] = (struct range){.address = start, .first_page = first, .pages = pages};
+    dirty->ranges[dirty->range_count++] =
+        (struct range){.address = start, .first_page = file->first_page + first, .pages = pages};
     return 0;
 }
 
@@ -115,8 +121,8 @@ static int range_order(const void *left, const void *right)
     return (a->first_page > b->first_page) - (a->first_page < b->first_page);
 }
 
-/* Writable mappings of the file, by device and inode: the path in maps may be another name of it. */
-static int find_ranges(struct mst_dirty *dirty, pid_t pid, const struct stat *ram, struct mst_why *why)
+/* Writable mappings of the files, by device and inode: the path in maps may be another name of one. */
+static int find_ranges(struct mst_dirty *dirty, pid_t pid, const struct file files[], unsigned count, struct mst_why *why)
 {
     char path[64], *line = NULL;
     uint64_t covered = 0;
@@ -136,9 +142,11 @@ static int find_ranges(struct mst_dirty *dirty, pid_t pid, const struct stat *ra
         if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64, &start, &end, mode, &offset, &major_number,
                    &minor_number, &inode) != 7)
             continue;
-        if (inode == ram->st_ino && makedev(major_number, minor_number) == ram->st_dev && mode[1] == 'w' && mode[3] == 's' &&
-            end > start)
-            r = add_range(dirty, start, end, offset);
+        if (mode[1] != 'w' || mode[3] != 's' || end <= start)
+            continue;
+        for (unsigned i = 0; i < count && r == 0; i++)
+            if (inode == files[i].st.st_ino && makedev(major_number, minor_number) == files[i].st.st_dev)
+                r = add_range(dirty, &files[i], start, end, offset);
     }
     free(line);
     fclose(maps);
@@ -150,32 +158,40 @@ static int find_ranges(struct mst_dirty *dirty, pid_t pid, const struct stat *ra
         if (dirty->ranges[i].first_page + dirty->ranges[i].pages > covered)
             covered = dirty->ranges[i].first_page + dirty->ranges[i].pages;
     if (covered < dirty->pages)
-        return mst_why_set(why, -ENXIO, "process %d maps only the first %" PRIu64 " of %" PRIu64 " pages of its RAM file",
-                           (int)pid, covered, dirty->pages);
+        return mst_why_set(why, -ENXIO, "process %d maps only the first %" PRIu64 " of %" PRIu64 " pages of its RAM", (int)pid,
+                           covered, dirty->pages);
     return 0;
 }
 
-int mst_dirty_open(pid_t pid, int ram_fd, uint64_t ram_bytes, struct mst_dirty **ret_dirty, struct mst_why *why)
+int mst_dirty_open(pid_t pid, const struct mst_dirty_file files[MST_DIRTY_FILES_MAX], struct mst_dirty **ret_dirty,
+                   struct mst_why *why)
 {
     struct mst_dirty *dirty = calloc(1, sizeof(*dirty));
-    struct stat ram;
+    struct file looked[MST_DIRTY_FILES_MAX];
+    unsigned count = 0;
     char path[64];
     int r;
 
     if (!dirty)
         return mst_why_set(why, -ENOMEM, "no memory for dirty page tracking");
     dirty->pagemap_fd = dirty->clear_fd = -1;
-    dirty->pages = ram_bytes / MST_PAGE_BYTES;
+    for (; count < MST_DIRTY_FILES_MAX && files[count].fd >= 0; count++) {
+        struct file *file = &looked[count];
+
+        if (fstat(files[count].fd, &file->st) < 0) {
+            r = mst_why_set(why, -errno, "cannot look at the RAM file: %s", mst_errname(errno));
+            goto fail;
+        }
+        file->first_page = dirty->pages;
+        file->pages = files[count].bytes / MST_PAGE_BYTES;
+        dirty->pages += file->pages;
+    }
     dirty->set = calloc((dirty->pages + 63) / 64, sizeof(*dirty->set));
     if (!dirty->set) {
         r = mst_why_set(why, -ENOMEM, "no memory for dirty page tracking");
         goto fail;
     }
-    if (fstat(ram_fd, &ram) < 0) {
-        r = mst_why_set(why, -errno, "cannot look at the RAM file: %s", mst_errname(errno));
-        goto fail;
-    }
-    r = find_ranges(dirty, pid, &ram, why);
+    r = find_ranges(dirty, pid, looked, count, why);
     if (r < 0)
         goto fail;
     snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);

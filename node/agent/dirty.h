@@ -40,9 +40,16 @@ int mst_dirty_probe(struct mst_why *why);
 
 struct mst_dirty;
 
-/* Finds where process pid maps the file behind ram_fd, and checks that all of [0, ram_bytes) is mapped.
- * -ENXIO (not mapped whole), -EACCES, -ENOENT (no such process), -ENOMEM. */
-int mst_dirty_open(pid_t pid, int ram_fd, uint64_t ram_bytes, struct mst_dirty **ret_dirty, struct mst_why *why);
+#define MST_DIRTY_FILES_MAX 2u
+struct mst_dirty_file { /* a VM's RAM area consists of one file, or of two with a disk behind its RAM */
+    int fd;             /* -1: no such file */
+    uint64_t bytes;     /* whole pages */
+};
+
+/* Finds where process pid maps these files, and checks that they are mapped whole, from 0 to their bytes. Pages are counted on from one to the next.
+ * fds are borrowed for the call. -ENXIO (not mapped whole), -EACCES, -ENOENT (no such process), -ENOMEM. */
+int mst_dirty_open(pid_t pid, const struct mst_dirty_file files[MST_DIRTY_FILES_MAX], struct mst_dirty **ret_dirty,
+                   struct mst_why *why);
 void mst_dirty_close(struct mst_dirty *dirty); /* NULL is fine */
 
 /* Looks at the bits: after it, the set holds every page written since the last clearing and before the call began. The set

@@ -135,8 +135,10 @@ int mst_port_done(struct mst_port *port, uint64_t reply_to, int err, const struc
     mst_envelope env = MAINSTAY__ENVELOPE__INIT;
 
     done.error = -err;
-    if (err)
-        done.text = (char *)(uintptr_t)(why && why->text[0] ? why->text : mst_errname(err));
+    if (why && why->text[0])
+        done.text = (char *)(uintptr_t)why->text;
+    else if (err)
+        done.text = (char *)(uintptr_t)mst_errname(err);
     done.start = start;
     done.save = save;
     env.has_reply_to = 1;

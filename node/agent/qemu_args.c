@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WORDS_MAX 64u
+#define WORDS_MAX 96u
 
 struct words {
     char *word[WORDS_MAX];
@@ -60,6 +60,7 @@ static void add_machine(struct words *words, const Mainstay__VmDefinition *machi
                         const struct mst_qemu_where *where, const char *machine_type, const char *ram_path)
 {
     uint64_t ram_bytes = (uint64_t)machine->memory_mib << 20;
+    uint32_t disk_mib = mst_vm_disk_mib(machine);
 
     add(words, "%s", where->qemu);
     add(words, "-name");
@@ -69,13 +70,17 @@ static void add_machine(struct words *words, const Mainstay__VmDefinition *machi
     add(words, "-display");
     add(words, "none");
     add(words, "-machine");
-    add(words, "%s,accel=%s,memory-backend=ram,suppress-vmdesc=on,vmport=off,usb=off", machine_type, where->accel);
+    add(words, "%s,accel=%s,memory-backend=ram,suppress-vmdesc=on,vmport=off,usb=off%s", machine_type, where->accel,
+        disk_mib ? ",nvdimm=on" : "");
     add(words, "-cpu");
     add(words, "%s", machine->cpu);
     add(words, "-smp");
     add(words, "%" PRIu32, machine->vcpus);
     add(words, "-m");
-    add(words, "size=%" PRIu32 "M", machine->memory_mib);
+    if (disk_mib)
+        add(words, "size=%" PRIu32 "M,slots=1,maxmem=%" PRIu32 "M", machine->memory_mib, machine->memory_mib + disk_mib);
+    else
+        add(words, "size=%" PRIu32 "M", machine->memory_mib);
     add(words, "-object");
     add(words, "memory-backend-file,id=ram,mem-path=%s,share=on,size=%" PRIu64, ram_path, ram_bytes);
 }
@@ -120,6 +125,46 @@ static void add_network(struct words *words, const Mainstay__VmDefinition *machi
         mac[5]);
 }
 
+/* Memory that the guest uses as a disk, and that QEMU maps as it maps RAM: its pages are tracked, saved and restored as pages of RAM are. */
+static void add_memory_disk(struct words *words, size_t index, const Mainstay__VmDisk *disk, const char *path)
+{
+    add(words, "-object");
+    add(words, "memory-backend-file,id=disk%zu,mem-path=%s,share=on,size=%" PRIu64, index, path,
+        (uint64_t)disk->memory_mib << 20);
+    add(words, "-device");
+    add(words, "nvdimm,memdev=disk%zu", index);
+}
+
+/* A disk that is written to belongs to all nodes: what a guest was told is there has to be in the file and not in this node's cache (cache.direct), and
+ * what it flushes reaches the file's own disk (QEMU's default). Errors go to the guest: a VM that QEMU stops for want of room would look as if it hung. */
+static void add_file_disk(struct words *words, size_t index, const Mainstay__VmDisk *disk, const char *path, bool device)
+{
+    bool writable = disk->has_writable && disk->writable;
+
+    add(words, "-blockdev");
+    add(words, "driver=%s,node-name=disk%zu,read-only=%s,cache.direct=%s,file.driver=%s,file.filename=%s",
+        disk->format == MAINSTAY__DISK_FORMAT__DISK_QCOW2 ? "qcow2" : "raw", index, writable ? "off" : "on",
+        writable ? "on" : "off", device ? "host_device" : "file", path);
+    add(words, "-device");
+    add(words, "virtio-blk-pci,drive=disk%zu,serial=disk%zu,werror=report,rerror=report", index, index);
+}
+
+static void add_disks(struct words *words, const Mainstay__VmDefinition *machine, const struct mst_qemu_where *where)
+{
+    for (size_t i = 0; i < machine->n_disks; i++) {
+        const Mainstay__VmDisk *disk = machine->disks[i];
+        char *path = doubled_commas(disk->path ? disk->path : where->disk_path);
+
+        if (!path)
+            words->failed = true;
+        else if (disk->path)
+            add_file_disk(words, i, disk, path, where->devices >> i & 1);
+        else
+            add_memory_disk(words, i, disk, path);
+        free(path);
+    }
+}
+
 static void add_boot(struct words *words, const Mainstay__VmDefinition *machine, bool incoming)
 {
     add(words, "-kernel");
@@ -146,6 +191,8 @@ int mst_qemu_args(const Mainstay__VmDefinition *machine, const char *name, const
 
     if (!machine->boot_kernel || !machine->boot_kernel[0])
         return mst_why_set(why, -EINVAL, "VM %s has no boot kernel to build its machine with", name);
+    if (mst_vm_disk_mib(machine) && !where->disk_path)
+        return mst_why_set(why, -EINVAL, "VM %s has no file for its disk in main storage", name);
     machine_type = doubled_commas(machine->machine);
     ram_path = doubled_commas(where->ram_path);
     vm_dir = doubled_commas(where->vm_dir);
@@ -156,6 +203,7 @@ int mst_qemu_args(const Mainstay__VmDefinition *machine, const char *name, const
         add_machine(&words, machine, name, where, machine_type, ram_path);
         add_devices(&words, vm_dir);
         add_network(&words, machine);
+        add_disks(&words, machine, where);
         add_boot(&words, machine, where->incoming);
     }
     free(machine_type);

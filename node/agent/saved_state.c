@@ -92,18 +92,35 @@ int mst_saved_device_read(const char *dir, char **ret_stream, size_t *ret_bytes,
     return 0;
 }
 
-Mainstay__VmDefinition *mst_definition_copy(const Mainstay__VmDefinition *definition)
+/* The guest's memory knows its disks: as many, of the same kinds and formats. Their paths are the VM's own. */
+static int take_disks(Mainstay__VmDefinition *machine, const Mainstay__VmDefinition *definition, struct mst_why *why)
 {
-    size_t bytes = mainstay__vm_definition__get_packed_size(definition);
-    uint8_t *packed = malloc(bytes + 1);
-    Mainstay__VmDefinition *copy = NULL;
+    const char *dir = definition->boot_state;
+    Mainstay__VmDefinition *own;
+    Mainstay__VmDisk **disks = machine->disks;
 
-    if (packed) {
-        mainstay__vm_definition__pack(definition, packed);
-        copy = mainstay__vm_definition__unpack(NULL, bytes, packed);
+    if (machine->n_disks != definition->n_disks)
+        return mst_why_set(why, -EINVAL, "disks: VM %s has %zu, but the saved state %s was made with %zu", definition->name,
+                           definition->n_disks, dir, machine->n_disks);
+    for (size_t i = 0; i < machine->n_disks; i++) {
+        const Mainstay__VmDisk *now = definition->disks[i], *then = disks[i];
+
+        if (!now->path != !then->path || now->format != then->format || (now->has_writable && now->writable) ||
+            (then->has_writable && then->writable))
+            return mst_why_set(why, -EINVAL, "disks[%zu]: is of another kind than the one that the saved state %s was made with",
+                               i, dir);
+        if (now->memory_mib != then->memory_mib)
+            return mst_why_set(why, -EINVAL,
+                               "disks[%zu].memory-mib: is %" PRIu32 ", but the saved state %s was made with %" PRIu32, i,
+                               now->memory_mib, dir, then->memory_mib);
     }
-    free(packed);
-    return copy;
+    own = mst_vm_definition_copy(definition);
+    if (!own)
+        return mst_why_set(why, -ENOMEM, "no memory for the definition of VM %s", definition->name);
+    machine->disks = own->disks;
+    own->disks = disks;
+    mainstay__vm_definition__free_unpacked(own, NULL);
+    return 0;
 }
 
 int mst_saved_machine(const Mainstay__VmDefinition *definition, Mainstay__VmDefinition **ret_machine, struct mst_why *why)
@@ -114,7 +131,7 @@ int mst_saved_machine(const Mainstay__VmDefinition *definition, Mainstay__VmDefi
     int r;
 
     if (!dir || !dir[0]) {
-        machine = mst_definition_copy(definition);
+        machine = mst_vm_definition_copy(definition);
         if (!machine)
             return mst_why_set(why, -ENOMEM, "no memory for the definition of VM %s", definition->name);
         *ret_machine = machine;
@@ -140,6 +157,9 @@ int mst_saved_machine(const Mainstay__VmDefinition *definition, Mainstay__VmDefi
                         definition->network ? "one" : "none", dir, machine->network ? "one" : "none");
         goto fail;
     }
+    r = take_disks(machine, definition, why);
+    if (r < 0)
+        goto fail;
     *ret_machine = machine;
     return 0;
 fail:

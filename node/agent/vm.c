@@ -4,7 +4,7 @@
 #include "base/log.h"
 #include "base/priority.h"
 #include "base/state.h"
-#include "node/agent/saved_state.h"
+#include "conf/conf.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -74,7 +74,7 @@ int mst_vm_new(struct mst_agent *agent, const Mainstay__VmDefinition *definition
     vm->epoch = epoch;
     mainstay__start_result__init(&vm->start);
     mainstay__save_result__init(&vm->save_result);
-    vm->definition = mst_definition_copy(definition);
+    vm->definition = mst_vm_definition_copy(definition);
     if (!vm->definition)
         goto free_vm;
     r = mst_path(vm->dir, sizeof(vm->dir), "%s/vm/%s", agent->run_dir, definition->name);

@@ -144,7 +144,7 @@ void mst_vm_answer_started(struct mst_vm *vm)
     if (!vm->started)
         guess_start(vm);
     vm->started = true;
-    mst_waiters_answer(vm, &vm->start_waiters, 0, NULL, &vm->start, NULL);
+    mst_waiters_answer(vm, &vm->start_waiters, 0, &vm->disk_why, &vm->start, NULL);
 }
 
 void mst_vm_order_start(struct mst_agent *agent, const mst_envelope *env)

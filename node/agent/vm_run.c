@@ -376,7 +376,10 @@ int mst_vm_run_begin(struct mst_vm *vm, bool stands, struct mst_why *why)
     int r;
 
     if (vm->agent->soft_dirty && mst_vm_is_protected(vm)) {
-        r = mst_dirty_open(vm->pid, vm->map->ram_fd, vm->map->map.ram_bytes, &vm->dirty, &here);
+        const struct mst_dirty_file files[MST_DIRTY_FILES_MAX] = {{vm->map->ram_fd, vm->map->map.ram_bytes - vm->map->disk_bytes},
+                                                                  {vm->map->disk_fd, vm->map->disk_bytes}};
+
+        r = mst_dirty_open(vm->pid, files, &vm->dirty, &here);
         if (r < 0)
             log_warning("vm=%s epoch=%" PRIu64 " pages are compared, as dirty pages cannot be tracked: %s", vm->definition->name,
                         vm->epoch, here.text);

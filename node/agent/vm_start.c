@@ -3,6 +3,7 @@
 #include "base/event.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "node/agent/disk.h"
 #include "node/agent/qemu_args.h"
 #include "node/agent/saved_state.h"
 
@@ -144,7 +145,7 @@ static void run(struct mst_vm *vm)
                vm->definition->name, vm->epoch, (int)vm->pid, (int)vm->start.method, vm->start.bytes_pulled, vm->start.pull_us,
                vm->start.verify_us, vm->start.spawn_us, vm->start.load_us);
     mst_vm_tell(vm, MST_RUN_RUNNING, false, MAINSTAY__FAULT_KIND__FAULT_NONE);
-    mst_waiters_answer(vm, &vm->start_waiters, 0, NULL, &vm->start, NULL);
+    mst_waiters_answer(vm, &vm->start_waiters, 0, &vm->disk_why, &vm->start, NULL);
     if (vm->panicked)
         mst_vm_saw_panic(vm);
 }
@@ -251,6 +252,8 @@ static void spawn(struct mst_vm *vm)
                                    .accel = vm->agent->accel,
                                    .vm_dir = vm->dir,
                                    .ram_path = vm->map->ram_path,
+                                   .disk_path = vm->map->disk_path,
+                                   .devices = vm->disk_devices,
                                    .incoming = vm->stream != NULL};
     Mainstay__Spawn body = MAINSTAY__SPAWN__INIT;
     mst_envelope env = MAINSTAY__ENVELOPE__INIT;
@@ -351,14 +354,48 @@ static void unpack_work(uv_work_t *work)
     vm->work_err = mst_saved_ram_unpack(path, (uint8_t *)(uintptr_t)vm->map->map.ram, vm->map->map.ram_bytes, &vm->work_why);
 }
 
+static const char *disk_image(const struct mst_vm *vm)
+{
+    for (size_t i = 0; i < vm->machine->n_disks; i++)
+        if (vm->machine->disks[i]->image)
+            return vm->machine->disks[i]->image;
+    return NULL;
+}
+
+static void fill_work(uv_work_t *work)
+{
+    struct mst_vm *vm = work->data;
+    uint8_t *end = (uint8_t *)(uintptr_t)vm->map->map.ram + vm->map->map.ram_bytes;
+
+    vm->work_err = mst_disk_fill(disk_image(vm), end - vm->map->disk_bytes, vm->map->disk_bytes, &vm->work_why);
+}
+
+/* What was on it is gone when this is not its first start, and whoever wonders later must find that said. */
+static void disk_begins(struct mst_vm *vm)
+{
+    const char *image = disk_image(vm);
+
+    if (!vm->map->disk_bytes)
+        return;
+    mst_why_set(&vm->disk_why, 0, "its disk in main storage begins anew, with %s",
+                image        ? image
+                : vm->stream ? "what the saved state has"
+                             : "zeros");
+    mst_event(
+        &(struct mst_event){.kind = MST_EV_DISK_NEW, .vm = vm->definition->name, .epoch = vm->epoch, .text = vm->disk_why.text});
+    log_notice("vm=%s epoch=%" PRIu64 " %s", vm->definition->name, vm->epoch, vm->disk_why.text);
+}
+
 static void unpacked(struct mst_vm *vm)
 {
     if (vm->state != VM_UNPACKING)
         return;
-    if (vm->work_err < 0)
+    if (vm->work_err < 0) {
         mst_vm_start_fail(vm, vm->work_err, &vm->work_why);
-    else
-        spawn(vm);
+        return;
+    }
+    disk_begins(vm);
+    spawn(vm);
 }
 
 static void mapped(struct mst_vm *vm)
@@ -369,8 +406,13 @@ static void mapped(struct mst_vm *vm)
         vm->start.method = MAINSTAY__METHOD__METHOD_BOOTED;
         mst_vm_move(vm, VM_UNPACKING);
         mst_vm_work(vm, unpack_work, unpacked);
+    } else if (disk_image(vm)) {
+        vm->start.method = MAINSTAY__METHOD__METHOD_BOOTED;
+        mst_vm_move(vm, VM_UNPACKING);
+        mst_vm_work(vm, fill_work, unpacked);
     } else {
         vm->start.method = MAINSTAY__METHOD__METHOD_BOOTED;
+        disk_begins(vm);
         spawn(vm);
     }
 }
@@ -385,6 +427,8 @@ static void map_work(uv_work_t *work)
 
     if (!vm->attaching) /* its QEMU has been built already */
         vm->work_err = mst_saved_machine(vm->definition, &vm->machine, &vm->work_why);
+    if (vm->work_err == 0 && !vm->attaching)
+        vm->work_err = mst_disks_check(vm->machine, &vm->disk_devices, &vm->work_why);
     if (vm->work_err < 0)
         return;
     vm->work_err = mst_vmmap_open(&agent->status, vm->areas_named, vm->definition, vm->epoch, agent->instance, &vm->map,

@@ -2,6 +2,7 @@
 
 #include "base/event.h"
 #include "base/log.h"
+#include "conf/conf.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -81,7 +82,7 @@ void mst_vm_trouble_look(struct mst_vm *vm)
     uint64_t allowed_ns = (vm->note.interval_ms + (uint64_t)MST_CKPT_OVERDUE_MS) * MST_NS_PER_MS;
 
     if (vm->good_seq == 0) /* the first one has all of its memory to copy */
-        allowed_ns += (uint64_t)vm->definition->memory_mib * MST_CKPT_FIRST_MS_PER_MIB * MST_NS_PER_MS;
+        allowed_ns += (uint64_t)mst_vm_area_mib(vm->definition) * MST_CKPT_FIRST_MS_PER_MIB * MST_NS_PER_MS;
     if (age_ns(vm) < allowed_ns)
         return;
     if (vm->silent)

@@ -1,6 +1,7 @@
 #include "node/agent/vmmap.h"
 
 #include "base/file.h"
+#include "conf/conf.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -55,8 +56,8 @@ void mst_status_unmap(struct mst_status_map *map)
     map->area = NULL;
 }
 
-/* Opens and maps one file. *ret_fd may be NULL (then it is closed again). */
-static int map_file(const char *folder, const char *name, size_t bytes, void **ret_data, int *ret_fd, char **ret_path,
+/* Opens and maps one file, at at when that is not NULL: a range reserved for it. *ret_fd may be NULL (then it is closed again). */
+static int map_file(const char *folder, const char *name, size_t bytes, void *at, void **ret_data, int *ret_fd, char **ret_path,
                     struct mst_why *why)
 {
     char path[512];
@@ -74,7 +75,7 @@ static int map_file(const char *folder, const char *name, size_t bytes, void **r
         r = mst_why_set(why, -EBADMSG, "area %s: shorter than the %zu bytes it must have", path, bytes);
         goto close_fd;
     }
-    data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    data = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | (at ? MAP_FIXED : 0), fd, 0);
     if (data == MAP_FAILED) {
         r = mst_why_set(why, -errno, "area %s: cannot map: %s", path, mst_errname(errno));
         goto close_fd;
@@ -82,7 +83,8 @@ static int map_file(const char *folder, const char *name, size_t bytes, void **r
     if (ret_path) {
         *ret_path = strdup(path);
         if (!*ret_path) {
-            munmap(data, bytes);
+            if (!at)
+                munmap(data, bytes);
             r = mst_why_set(why, -ENOMEM, "no memory for a path");
             goto close_fd;
         }
@@ -100,7 +102,7 @@ close_fd:
 
 static int check_sizes(const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition, struct mst_why *why)
 {
-    uint64_t ram_bytes = (uint64_t)definition->memory_mib << 20;
+    uint64_t ram_bytes = (uint64_t)mst_vm_area_mib(definition) << 20, disk_bytes = (uint64_t)mst_vm_disk_mib(definition) << 20;
     bool has_shadow = definition->protect != MAINSTAY__PROTECT__PROTECT_NONE;
 
     if (areas->slot >= MST_VMS_PER_NODE)
@@ -108,10 +110,36 @@ static int check_sizes(const Mainstay__Areas *areas, const Mainstay__VmDefinitio
     if (areas->ram_bytes != ram_bytes)
         return mst_why_set(why, -EINVAL, "VM %s: RAM area of %" PRIu64 " bytes for a VM of %" PRIu64, definition->name,
                            areas->ram_bytes, ram_bytes);
+    if ((areas->has_disk_bytes ? areas->disk_bytes : 0) != disk_bytes || (disk_bytes && !areas->disk))
+        return mst_why_set(why, -EINVAL, "VM %s: its areas have no usable disk of %" PRIu64 " bytes", definition->name,
+                           disk_bytes);
     if (has_shadow &&
         (!areas->shadow || !areas->delta || areas->delta_capacity == 0 || areas->delta_capacity > ram_bytes / MST_PAGE_BYTES))
         return mst_why_set(why, -EINVAL, "VM %s is protected, but its areas have no usable shadow and delta", definition->name);
     return 0;
+}
+
+/* RAM and the disk behind it: both files into one range of addresses, which is mapped as soon as it is reserved. */
+static int map_ram(const struct mst_status_map *status, const Mainstay__Areas *areas, struct mst_vmmap *mapped,
+                   struct mst_why *why)
+{
+    size_t ram_bytes = areas->ram_bytes - mapped->disk_bytes;
+    void *range = NULL, *data = NULL;
+    int r;
+
+    if (mapped->disk_bytes) {
+        range = mmap(NULL, areas->ram_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (range == MAP_FAILED)
+            return mst_why_set(why, -errno, "no addresses for %" PRIu64 " bytes: %s", areas->ram_bytes, mst_errname(errno));
+        mapped->map.ram = range;
+    }
+    r = map_file(status->folder, areas->ram, ram_bytes, range, &data, &mapped->ram_fd, &mapped->ram_path, why);
+    if (r == 0 && mapped->disk_bytes)
+        return map_file(status->folder, areas->disk, mapped->disk_bytes, (uint8_t *)range + ram_bytes, &data, &mapped->disk_fd,
+                        &mapped->disk_path, why);
+    if (r == 0)
+        mapped->map.ram = data;
+    return r;
 }
 
 int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition,
@@ -127,7 +155,8 @@ int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *a
     mapped = calloc(1, sizeof(*mapped));
     if (!mapped)
         return mst_why_set(why, -ENOMEM, "no memory for the areas of VM %s", definition->name);
-    mapped->ram_fd = -1;
+    mapped->ram_fd = mapped->disk_fd = -1;
+    mapped->disk_bytes = areas->has_disk_bytes ? areas->disk_bytes : 0;
     mapped->map.ram_bytes = areas->ram_bytes;
     mapped->map.record = status->area->vms[areas->slot].save;
     mapped->map.epoch = epoch;
@@ -138,12 +167,11 @@ int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *a
         goto fail;
     }
     mapped->save_bytes = mapped->layout.bytes;
-    r = map_file(status->folder, areas->ram, areas->ram_bytes, &data, &mapped->ram_fd, &mapped->ram_path, why);
+    r = map_ram(status, areas, mapped, why);
     if (r < 0)
         goto fail;
-    mapped->map.ram = data;
-    *ret_unlocked = mlock(data, areas->ram_bytes) < 0 ? errno : 0;
-    r = map_file(status->folder, areas->save, mapped->save_bytes, &data, NULL, NULL, why);
+    *ret_unlocked = mlock(mapped->map.ram, areas->ram_bytes) < 0 ? errno : 0;
+    r = map_file(status->folder, areas->save, mapped->save_bytes, NULL, &data, NULL, NULL, why);
     if (r < 0)
         goto fail;
     mapped->map.save = data;
@@ -155,11 +183,11 @@ int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *a
         }
         mapped->map.delta_capacity = areas->delta_capacity;
         mapped->delta_bytes = delta.bytes;
-        r = map_file(status->folder, areas->shadow, areas->ram_bytes, &data, NULL, NULL, why);
+        r = map_file(status->folder, areas->shadow, areas->ram_bytes, NULL, &data, NULL, NULL, why);
         if (r < 0)
             goto fail;
         mapped->map.shadow = data;
-        r = map_file(status->folder, areas->delta, mapped->delta_bytes, &data, NULL, NULL, why);
+        r = map_file(status->folder, areas->delta, mapped->delta_bytes, NULL, &data, NULL, NULL, why);
         if (r < 0)
             goto fail;
         mapped->map.delta = data;
@@ -185,6 +213,9 @@ void mst_vmmap_close(struct mst_vmmap *areas)
         munmap(areas->map.delta, areas->delta_bytes);
     if (areas->ram_fd >= 0)
         close(areas->ram_fd);
+    if (areas->disk_fd >= 0)
+        close(areas->disk_fd);
     free(areas->ram_path);
+    free(areas->disk_path);
     free(areas);
 }

@@ -7,10 +7,14 @@
 /* The areas of one VM epoch, mapped. Sizes are checked against the files before anything is touched, as a short file would
  * end the agent with SIGBUS. Any thread. */
 struct mst_vmmap {
-    struct mst_save_map map;       /* for mst_save_writer_new; record points into the status area */
+    struct mst_save_map
+        map; /* for mst_save_writer_new; record points into the status area. map.ram: RAM and the disk behind it */
     struct mst_save_layout layout; /* of map.save */
     int ram_fd;                    /* for finding QEMU's mapping of it */
     char *ram_path;
+    int disk_fd;         /* -1: none; the last disk_bytes of map.ram are this file */
+    char *disk_path;     /* NULL: none */
+    uint64_t disk_bytes; /* 0: none */
     size_t save_bytes, delta_bytes;
 };
 

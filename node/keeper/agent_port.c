@@ -32,7 +32,7 @@ static int starting_slot(struct mst_keeper *k, const char *vm, uint64_t epoch, b
 
 struct areas_message {
     Mainstay__Areas body;
-    char path[MST_AREA_KINDS][PATH_MAX];
+    char path[MST_AREA_KINDS][PATH_MAX], disk_path[PATH_MAX];
 };
 
 static void areas_fill(struct areas_message *m, const struct mst_vm *vm)
@@ -47,6 +47,12 @@ static void areas_fill(struct areas_message *m, const struct mst_vm *vm)
                                                        m->path[kind], sizeof(m->path[kind])) == 0)
             *to[kind] = m->path[kind];
     m->body.ram_bytes = vm->areas.area[MST_AREA_RAM].bytes;
+    if (vm->areas.disk_bytes &&
+        mst_disk_path(vm->keeper->conf->main_storage, &vm->areas, m->disk_path, sizeof(m->disk_path)) == 0) {
+        m->body.disk = m->disk_path;
+        m->body.has_disk_bytes = 1;
+        m->body.disk_bytes = vm->areas.disk_bytes;
+    }
     m->body.has_delta_capacity = 1;
     m->body.delta_capacity = vm->areas.delta_capacity;
     m->body.slot = vm->index;
@@ -91,11 +97,14 @@ static int plan_areas(struct mst_vm *vm, const Mainstay__VmDefinition *said, str
 
     if (!def)
         return -ENOMEM;
-    if (said->memory_mib != def->memory_mib || said->protect != def->protect)
-        r = mst_why_set(why, -EINVAL, "%s was ordered with %u MiB and protect %d, the agent asks for %u and %d", vm->name,
-                        def->memory_mib, (int)def->protect, said->memory_mib, (int)said->protect);
+    if (said->memory_mib != def->memory_mib || mst_vm_disk_mib(said) != mst_vm_disk_mib(def) || said->protect != def->protect)
+        r = mst_why_set(why, -EINVAL, "%s was ordered with %u MiB, a disk of %u and protect %d, the agent asks for %u, %u and %d",
+                        vm->name, def->memory_mib, mst_vm_disk_mib(def), (int)def->protect, said->memory_mib,
+                        mst_vm_disk_mib(said), (int)said->protect);
     else
-        r = mst_areas_plan(&vm->areas, vm->name, vm->epoch, (uint64_t)def->memory_mib << 20, areas_for(def->protect));
+        r = mst_areas_plan(&vm->areas, vm->name, vm->epoch, (uint64_t)mst_vm_area_mib(def) << 20, areas_for(def->protect));
+    if (r == 0)
+        vm->areas.disk_bytes = (uint64_t)mst_vm_disk_mib(def) << 20;
     mainstay__vm_definition__free_unpacked(def, NULL);
     return r;
 }

@@ -400,7 +400,7 @@ static uint64_t ring_bytes(const Mainstay__OrderMirror *order, uint64_t ram_byte
 static int image_plan(struct mst_held_image *held, const Mainstay__OrderMirror *order, struct mst_why *why)
 {
     struct mst_vm *vm = held->vm;
-    int r = mst_areas_plan(&vm->areas, vm->name, vm->epoch, (uint64_t)order->definition->memory_mib << 20, MST_AREAS_IMAGE);
+    int r = mst_areas_plan(&vm->areas, vm->name, vm->epoch, (uint64_t)mst_vm_area_mib(order->definition) << 20, MST_AREAS_IMAGE);
 
     if (r < 0)
         return r;

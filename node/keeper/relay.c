@@ -275,7 +275,7 @@ static uint64_t deadline_ms(const mst_envelope *env)
 {
     if (env->body_case != MAINSTAY__ENVELOPE__BODY_ORDER_START)
         return MST_ORDER_DEADLINE_MS;
-    return MST_ORDER_DEADLINE_MS + (uint64_t)env->order_start->definition->memory_mib * MST_PULL_MS_PER_MIB;
+    return MST_ORDER_DEADLINE_MS + (uint64_t)mst_vm_area_mib(env->order_start->definition) * MST_PULL_MS_PER_MIB;
 }
 
 int mst_relay_open(struct mst_vm *vm, const mst_envelope *env, const struct mst_asker *asker, struct mst_why *why)

@@ -87,6 +87,7 @@ void mst_slot_publish(struct mst_vm *vm)
         body.save_bytes = vm->areas.area[MST_AREA_SAVE].bytes;
         body.shadow_bytes = vm->areas.area[MST_AREA_SHADOW].bytes;
         body.delta_bytes = vm->areas.area[MST_AREA_DELTA].bytes;
+        body.disk_bytes = vm->areas.disk_bytes;
     }
     mst_images_fill(vm, &body);
     mst_pub_write(k->status->vms[vm->index].info, vm->epoch, k->instance, &body, sizeof(body));

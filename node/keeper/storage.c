@@ -65,14 +65,25 @@ int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint
     return 0;
 }
 
-int mst_area_path(const char *folder, const struct mst_areas *areas, enum mst_area_kind kind, char *buf, size_t size)
+static int area_path(const char *folder, const struct mst_areas *areas, const char *suffix, char *buf, size_t size)
 {
-    return mst_path(buf, size, "%s/%s.e%" PRIu64 ".%s", folder, areas->vm, areas->epoch, mst_area_suffix[kind]);
+    return mst_path(buf, size, "%s/%s.e%" PRIu64 ".%s", folder, areas->vm, areas->epoch, suffix);
 }
 
-static int map_fd(int fd, uint64_t bytes, uint8_t **ret_addr)
+int mst_area_path(const char *folder, const struct mst_areas *areas, enum mst_area_kind kind, char *buf, size_t size)
 {
-    void *addr = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return area_path(folder, areas, mst_area_suffix[kind], buf, size);
+}
+
+int mst_disk_path(const char *folder, const struct mst_areas *areas, char *buf, size_t size)
+{
+    return area_path(folder, areas, "disk", buf, size);
+}
+
+/* at: NULL, or where in a range that was reserved for it. */
+static int map_fd(int fd, uint64_t bytes, uint8_t *at, uint8_t **ret_addr)
+{
+    void *addr = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | (at ? MAP_FIXED : 0), fd, 0);
 
     if (addr == MAP_FAILED)
         return -errno;
@@ -82,7 +93,9 @@ static int map_fd(int fd, uint64_t bytes, uint8_t **ret_addr)
     return 0;
 }
 
-static int file_make(const char *path, uint64_t bytes, uint8_t **ret_addr, struct mst_why *why)
+typedef int (*file_map_fn)(const char *path, uint64_t bytes, uint8_t *at, uint8_t **ret_addr, struct mst_why *why);
+
+static int file_make(const char *path, uint64_t bytes, uint8_t *at, uint8_t **ret_addr, struct mst_why *why)
 {
     int fd, r;
 
@@ -100,7 +113,7 @@ static int file_make(const char *path, uint64_t bytes, uint8_t **ret_addr, struc
             r = -posix_fallocate(fd, 0, (off_t)bytes);
         while (r == -EINTR);
     if (r == 0)
-        r = map_fd(fd, bytes, ret_addr);
+        r = map_fd(fd, bytes, at, ret_addr);
     close(fd);
     if (r < 0) {
         unlink(path);
@@ -109,26 +122,7 @@ static int file_make(const char *path, uint64_t bytes, uint8_t **ret_addr, struc
     return 0;
 }
 
-int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why)
-{
-    char path[PATH_MAX];
-    int r, i;
-
-    for (i = 0; i < MST_AREA_KINDS; i++) {
-        if (!areas->area[i].bytes)
-            continue;
-        r = mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path));
-        if (r == 0)
-            r = file_make(path, areas->area[i].bytes, &areas->area[i].addr, why);
-        if (r < 0) {
-            mst_areas_unmap(folder, areas, true);
-            return r;
-        }
-    }
-    return 0;
-}
-
-static int file_adopt(const char *path, uint64_t bytes, uint8_t **ret_addr, struct mst_why *why)
+static int file_adopt(const char *path, uint64_t bytes, uint8_t *at, uint8_t **ret_addr, struct mst_why *why)
 {
     struct stat st;
     int fd, r;
@@ -139,28 +133,65 @@ static int file_adopt(const char *path, uint64_t bytes, uint8_t **ret_addr, stru
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || (uint64_t)st.st_size != bytes)
         r = mst_why_set(why, -EBADMSG, "%s is not a file of ours with %" PRIu64 " bytes", path, bytes);
     else
-        r = map_fd(fd, bytes, ret_addr);
+        r = map_fd(fd, bytes, at, ret_addr);
     close(fd);
+    return r;
+}
+
+/* RAM and the disk behind it: both files into one range, which counts as mapped as soon as it is reserved. */
+static int map_with_disk(const char *folder, struct mst_areas *areas, file_map_fn map, struct mst_why *why)
+{
+    uint64_t bytes = areas->area[MST_AREA_RAM].bytes, ram_bytes = bytes - areas->disk_bytes;
+    uint8_t *range = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *at;
+    char path[PATH_MAX];
+    int r;
+
+    if (range == MAP_FAILED)
+        return mst_why_set(why, -errno, "no addresses for %" PRIu64 " bytes: %s", bytes, strerror(errno));
+    areas->area[MST_AREA_RAM].addr = range;
+    r = mst_area_path(folder, areas, MST_AREA_RAM, path, sizeof(path));
+    if (r == 0)
+        r = map(path, ram_bytes, range, &at, why);
+    if (r == 0)
+        r = mst_disk_path(folder, areas, path, sizeof(path));
+    return r < 0 ? r : map(path, areas->disk_bytes, range + ram_bytes, &at, why);
+}
+
+static int map_all(const char *folder, struct mst_areas *areas, file_map_fn map, struct mst_why *why)
+{
+    char path[PATH_MAX];
+    int r = 0, i;
+
+    for (i = 0; i < MST_AREA_KINDS && r == 0; i++) {
+        if (!areas->area[i].bytes)
+            continue;
+        if (i == MST_AREA_RAM && areas->disk_bytes) {
+            r = map_with_disk(folder, areas, map, why);
+            continue;
+        }
+        r = mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path));
+        if (r == 0)
+            r = map(path, areas->area[i].bytes, NULL, &areas->area[i].addr, why);
+    }
+    return r;
+}
+
+int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why)
+{
+    int r = map_all(folder, areas, file_make, why);
+
+    if (r < 0)
+        mst_areas_unmap(folder, areas, true);
     return r;
 }
 
 int mst_areas_adopt(const char *folder, struct mst_areas *areas, struct mst_why *why)
 {
-    char path[PATH_MAX];
-    int r, i;
+    int r = map_all(folder, areas, file_adopt, why);
 
-    for (i = 0; i < MST_AREA_KINDS; i++) {
-        if (!areas->area[i].bytes)
-            continue;
-        r = mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path));
-        if (r == 0)
-            r = file_adopt(path, areas->area[i].bytes, &areas->area[i].addr, why);
-        if (r < 0) {
-            mst_areas_unmap(folder, areas, false);
-            return r;
-        }
-    }
-    return 0;
+    if (r < 0)
+        mst_areas_unmap(folder, areas, false);
+    return r;
 }
 
 void mst_areas_unlink(const char *folder, const struct mst_areas *areas)
@@ -171,6 +202,8 @@ void mst_areas_unlink(const char *folder, const struct mst_areas *areas)
     for (i = 0; i < MST_AREA_KINDS; i++)
         if (areas->area[i].addr && mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path)) == 0)
             unlink(path);
+    if (areas->area[MST_AREA_RAM].addr && areas->disk_bytes && mst_disk_path(folder, areas, path, sizeof(path)) == 0)
+        unlink(path);
 }
 
 void mst_areas_unmap(const char *folder, struct mst_areas *areas, bool unlink_files)
@@ -195,7 +228,7 @@ int mst_fixed_make(const char *folder, const char *name, size_t bytes, void **re
 
     r = mst_path(path, sizeof(path), "%s/%s", folder, name);
     if (r == 0)
-        r = file_make(path, bytes, &addr, why);
+        r = file_make(path, bytes, NULL, &addr, why);
     if (r < 0)
         return r;
     *ret_addr = addr;

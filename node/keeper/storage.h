@@ -8,7 +8,9 @@
 #include <stdint.h>
 
 /* Main storage: the files of one node on tmpfs, their mappings, and the budget they are counted against.
- * Names as in shm/layout.h: FOLDER/VM.eEPOCH.{ram,save,shadow,delta}. Files are never truncated after they were made. */
+ * Names as in shm/layout.h: FOLDER/VM.eEPOCH.{ram,save,shadow,delta}, and .disk for the end of the RAM area of a VM with a disk in main storage: two
+ * files, because QEMU maps a file from its beginning, and one range of addresses, because everybody else sees one area (docs/decisions/0010). Files are
+ * never truncated after they were made. */
 
 enum mst_area_kind { MST_AREA_RAM, MST_AREA_SAVE, MST_AREA_SHADOW, MST_AREA_DELTA, MST_AREA_KINDS };
 extern const char *const mst_area_suffix[MST_AREA_KINDS];
@@ -29,6 +31,8 @@ struct mst_areas {
     uint64_t epoch;
     uint32_t delta_capacity; /* 0: no delta */
     uint64_t bytes;          /* sum of all */
+    uint64_t
+        disk_bytes; /* of the RAM area, at its end; 0: none. Whole pages, fewer than the area has. Set between plan, which sets 0, and make or adopt */
     struct {
         uint8_t *addr; /* NULL: absent */
         uint64_t bytes;
@@ -41,7 +45,7 @@ enum mst_areas_for {
     MST_AREAS_MIRROR, /* the same, with a delta for all pages: a checkpoint that does not fit could not be mirrored */
     MST_AREAS_IMAGE,  /* of a VM elsewhere: as mirror, without RAM */
 };
-/* Fills names and sizes; maps nothing. -EINVAL for a RAM size that is no VM's. Any thread, pure. */
+/* Fills names and sizes; maps nothing. ram_bytes: with the disk. -EINVAL for a RAM size that is no VM's. Any thread, pure. */
 int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, enum mst_areas_for what);
 /* Makes the planned files, allocates every page and maps them shared. Takes about 0.3 s per GB: call it from a worker thread.
  * Leftovers of the same name are removed first. -ENOSPC the tmpfs is full, -errno; nothing is left on failure. Any thread. */
@@ -53,6 +57,7 @@ void mst_areas_unmap(const char *folder, struct mst_areas *areas, bool unlink_fi
 /* Removes the files of mapped areas; the memory stays until it is unmapped. */
 void mst_areas_unlink(const char *folder, const struct mst_areas *areas);
 int mst_area_path(const char *folder, const struct mst_areas *areas, enum mst_area_kind kind, char *buf, size_t size);
+int mst_disk_path(const char *folder, const struct mst_areas *areas, char *buf, size_t size);
 
 /* --- fixed files --- */
 

@@ -95,6 +95,10 @@ static int entry_check(const struct mst_vm_entry *entry, struct mst_kept *kept, 
     r = areas_plan(slot, info.epoch, ram_bytes, &kept->areas);
     if (r < 0)
         return mst_why_set(why, -EBADMSG, "%s: %" PRIu64 " bytes of RAM", slot->vm, ram_bytes);
+    if (slot->disk_bytes && (slot->disk_bytes % MST_PAGE_BYTES || slot->disk_bytes >= slot->ram_bytes))
+        return mst_why_set(why, -EBADMSG, "%s: a disk of %" PRIu64 " in %" PRIu64 " bytes of RAM", slot->vm, slot->disk_bytes,
+                           slot->ram_bytes);
+    kept->areas.disk_bytes = slot->disk_bytes;
     if (slot->ram_bytes != kept->areas.area[MST_AREA_RAM].bytes || slot->save_bytes != kept->areas.area[MST_AREA_SAVE].bytes ||
         slot->shadow_bytes != kept->areas.area[MST_AREA_SHADOW].bytes ||
         slot->delta_bytes != kept->areas.area[MST_AREA_DELTA].bytes)
@@ -243,6 +247,10 @@ static bool is_kept(const char *name, const struct mst_kept *kept, unsigned coun
                 mst_area_path(".", &kept[i].areas, (enum mst_area_kind)kind, path, sizeof(path)) == 0 &&
                 strcmp(path + 2, name) == 0)
                 return true;
+    for (i = 0; i < count; i++)
+        if (kept[i].areas.disk_bytes && mst_disk_path(".", &kept[i].areas, path, sizeof(path)) == 0 &&
+            strcmp(path + 2, name) == 0)
+            return true;
     return false;
 }
 

@@ -127,6 +127,8 @@ void fuzz_seeds(void)
     from_file(VM, "deploy/config", "vm-protected.yaml");
     from_file(VM, "deploy/config", "vm-state.yaml");
     from_file(VM, "deploy/config", "vm-mirror.yaml");
+    from_file(VM, "deploy/config", "vm-disks.yaml");
+    from_file(VM, "deploy/config", "vm-shared.yaml");
     from_file(DRILL, "deploy/config", "drill.yaml");
     from_file(DRILL, "deploy/drills", "quickstart.yaml");
     from_file(DRILL, "deploy/drills", "node-cut.yaml");

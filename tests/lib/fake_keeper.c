@@ -1,6 +1,7 @@
 #include "tests/lib/fake_keeper.h"
 
 #include "base/clock.h"
+#include "conf/conf.h"
 #include "proto/socket.h"
 
 #include <errno.h>
@@ -79,23 +80,43 @@ static struct fake_vm *vm_new(struct fake_keeper *k, const Mainstay__VmDefinitio
     return vm;
 }
 
-static uint8_t *map_file(const char *path, size_t bytes)
+static uint8_t *map_file_at(const char *path, size_t bytes, uint8_t *at)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     uint8_t *data;
 
     if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0)
         die(path);
-    data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    data = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | (at ? MAP_FIXED : 0), fd, 0);
     if (data == MAP_FAILED)
         die(path);
     close(fd);
     return data;
 }
 
+static uint8_t *map_file(const char *path, size_t bytes)
+{
+    return map_file_at(path, bytes, NULL);
+}
+
+static uint8_t *map_ram(struct fake_keeper *k, struct fake_vm *vm, size_t ram_bytes)
+{
+    uint8_t *range;
+
+    if (!vm->disk_bytes)
+        return map_file(vm->path[0], ram_bytes);
+    snprintf(vm->disk_path, sizeof(vm->disk_path), "%s/%s.e%lu.disk", k->dir, vm->name, (unsigned long)vm->epoch);
+    range = mmap(NULL, ram_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (range == MAP_FAILED)
+        die("mmap");
+    map_file_at(vm->path[0], ram_bytes - vm->disk_bytes, range);
+    map_file_at(vm->disk_path, vm->disk_bytes, range + ram_bytes - vm->disk_bytes);
+    return range;
+}
+
 static void areas_make(struct fake_keeper *k, struct fake_vm *vm)
 {
-    uint64_t ram_bytes = (uint64_t)vm->definition->memory_mib << 20;
+    uint64_t ram_bytes = (uint64_t)mst_vm_area_mib(vm->definition) << 20;
     bool local = vm->definition->protect != MAINSTAY__PROTECT__PROTECT_NONE;
 
     if (vm->has_areas)
@@ -104,7 +125,8 @@ static void areas_make(struct fake_keeper *k, struct fake_vm *vm)
         snprintf(vm->path[i], sizeof(vm->path[i]), "%s/%s.e%lu.%s", k->dir, vm->name, (unsigned long)vm->epoch, suffix[i]);
     mst_save_layout(ram_bytes, &vm->save_layout);
     vm->map.ram_bytes = ram_bytes;
-    vm->map.ram = map_file(vm->path[0], ram_bytes);
+    vm->disk_bytes = (uint64_t)mst_vm_disk_mib(vm->definition) << 20;
+    vm->map.ram = map_ram(k, vm, ram_bytes);
     vm->map.save = map_file(vm->path[1], vm->save_layout.bytes);
     if (local) {
         vm->map.delta_capacity = k->delta_capacity ? k->delta_capacity : mst_delta_capacity(ram_bytes);
@@ -129,6 +151,8 @@ static void areas_drop(struct fake_vm *vm)
     for (unsigned i = 0; i < 4; i++)
         if (vm->path[i][0])
             unlink(vm->path[i]);
+    if (vm->disk_bytes)
+        unlink(vm->disk_path);
     mst_pub_clear(vm->map.record);
     memset(&vm->map, 0, sizeof(vm->map));
     vm->has_areas = false;
@@ -145,6 +169,9 @@ static void areas_name(struct fake_vm *vm, Mainstay__Areas *areas)
     areas->has_delta_capacity = 1;
     areas->delta_capacity = vm->map.delta_capacity;
     areas->slot = vm->slot;
+    areas->disk = vm->disk_bytes ? vm->disk_path : NULL;
+    areas->has_disk_bytes = vm->disk_bytes != 0;
+    areas->disk_bytes = vm->disk_bytes;
 }
 
 /* --- processes --- */
@@ -236,14 +263,14 @@ static void on_spawn(struct fake_keeper *k, const mst_envelope *env)
     struct fake_vm *vm = fake_vm_find(k, spawn->vm, spawn->epoch);
     Mainstay__Spawned spawned = MAINSTAY__SPAWNED__INIT;
     mst_envelope answer = MAINSTAY__ENVELOPE__INIT;
-    char *argv[80] = {NULL}, path[300];
+    char *argv[120] = {NULL}, path[300];
     int r;
 
     if (!vm || k->refuse_spawn) {
         reply_done(k, env->id, EPERM, "fake keeper: spawn refused");
         return;
     }
-    for (size_t i = 0; i < spawn->n_argv && i < 79; i++)
+    for (size_t i = 0; i < spawn->n_argv && i < 119; i++)
         argv[i] = spawn->argv[i];
     snprintf(path, sizeof(path), "%s/vm/%s", k->dir, vm->name);
     mkdir(path, 0700);

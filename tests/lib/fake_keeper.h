@@ -25,6 +25,8 @@ struct fake_vm {
     unsigned slot;
     Mainstay__VmDefinition *definition;
     char path[4][200]; /* ram, save, shadow, delta; "" absent */
+    char disk_path[200];
+    uint64_t disk_bytes; /* at the end of map.ram, in the file of disk_path */
     struct mst_save_map map;
     struct mst_save_layout save_layout;
     struct mst_delta_layout delta_layout;

@@ -20,7 +20,8 @@ struct guest_console {
     uint64_t broken; /* beat lines with another witness than ok */
     uint64_t gaps;   /* beats whose number is not the one before + 1, but for the first after guest_mark */
     bool marked;
-    char bad[512]; /* the first broken line */
+    char bad[512];  /* the first broken line */
+    char disk[512]; /* the newest "guest disk" line: what its disk had when it booted */
 };
 
 void guest_console_feed(struct guest_console *console, const char *data, size_t len);

@@ -1,6 +1,7 @@
 // Bare-metal witness guest: boots in a fraction of a second under emulation and sleeps in hlt between beats.
 #include "../ports.h"
 #include "../witness.h"
+#include "diskcard.h"
 #include "netcard.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
@@ -37,7 +38,10 @@ _Noreturn void guest_exception(uint32_t top, uint32_t second);
 
 static struct witness witness;
 static struct text text;
-static uint32_t udp_host; // of this guest only; 0: no network
+// Of this guest only; 0: not wanted.
+static uint32_t udp_host;
+static uint32_t read_disk, write_disk; // a virtio-blk card
+static uint32_t pmem_mib;              // persistent memory
 
 static void serial_start(void)
 {
@@ -96,6 +100,9 @@ static struct settings read_command_line(const struct multiboot *boot)
             take_number(p, "hot=", &s.hot_count);
             take_number(p, "panic_at=", &s.panic_beat);
             take_number(p, "udp=", &udp_host);
+            take_number(p, "read_disk=", &read_disk);
+            take_number(p, "write_disk=", &write_disk);
+            take_number(p, "pmem_mib=", &pmem_mib);
         }
         word_start = *p == ' ';
     }
@@ -165,15 +172,48 @@ static uint32_t sleep_holding(uint32_t beat, uint32_t due_tick)
     return beat;
 }
 
+_Noreturn static void fail(const char *what)
+{
+    text.length = 0;
+    text_add(&text, "guest error: ");
+    text_add(&text, what);
+    text_add(&text, "\n");
+    serial_write(&text);
+    stop();
+}
+
+// What a disk has when the guest finds it, before it writes anything: the first word of its first page or sector, and whether a witness wrote it.
+static void say_disk(const char *kind, uint32_t first, bool of_a_witness)
+{
+    text.length = 0;
+    text_add(&text, "guest disk kind=");
+    text_add(&text, kind);
+    text_add_field(&text, " first=", first);
+    text_add(&text, of_a_witness ? " witness=yes\n" : " witness=no\n");
+    serial_write(&text);
+}
+
+static void *pmem_start(void)
+{
+    uint32_t *disk = pmem_map();
+
+    if (!pmem_remembers(disk) || !pmem_remembers(disk + pmem_mib * (1u << 20) / 4 - 1))
+        fail("no persistent memory of that size at 4 GiB");
+    say_disk("pmem", disk[WORD_GENERATION], disk[WORD_MAGIC] == WITNESS_MAGIC);
+    return disk;
+}
+
 void guest_main(const struct multiboot *boot)
 {
     serial_start();
     struct settings s = read_command_line(boot);
     uint32_t limit = free_page_count(boot);
-    if (limit == 0) {
-        text_add(&text, "guest error: no memory map from the loader\n");
-        serial_write(&text);
-        stop();
+    if (limit == 0)
+        fail("no memory map from the loader");
+    void *pages = image_end;
+    if (pmem_mib != 0) {
+        pages = pmem_start();
+        limit = pmem_mib * ((1u << 20) / WITNESS_PAGE_BYTES);
     }
     uint32_t page_count = clamp(s.page_count, 1, limit);
     uint32_t hot_count = clamp(s.hot_count, 1, page_count);
@@ -182,16 +222,16 @@ void guest_main(const struct multiboot *boot)
     witness_boot_line(&text, "witness", page_count, interval_ms);
     serial_write(&text);
 
-    if (udp_host != 0 && !netcard_start(udp_host)) {
-        text.length = 0;
-        text_add(&text, "guest error: no virtio network card with a legacy interface\n");
-        serial_write(&text);
-        stop();
-    }
+    if (udp_host != 0 && !netcard_start(udp_host))
+        fail("no virtio network card with a legacy interface");
+    if ((read_disk != 0 || write_disk != 0) && (!disk_start() || !disk_do(DISK_READ, 0)))
+        fail("no virtio disk with a legacy interface that can be read");
+    if (disk_base != 0)
+        say_disk("virtio", disk_sector[0], disk_sector[1] == disk_pattern(disk_sector[0], 1));
 
     uint32_t seed;
     __asm__ volatile("rdtsc" : "=a"(seed) : : "edx");
-    witness_start(&witness, image_end, page_count, hot_count, seed);
+    witness_start(&witness, pages, page_count, hot_count, seed);
 
     // The beat number lives in EBX (sleep_holding), DR0, the UART's scratch register, NVRAM, the stack and `witness`.
     nvram_store(0);
@@ -214,7 +254,13 @@ void guest_main(const struct multiboot *boot)
         witness_check_place(&witness, "stack", stack_beat);
         witness_check_place(&witness, "nvram", nvram_load());
         witness_compare(&witness, page_count, "uart-scratch", witness.beat & 0xff, port_read(PORT_UART_SCRATCH));
+        if (read_disk != 0)
+            disk_check_pattern(&witness);
+        if (write_disk != 0)
+            disk_check_written(&witness);
         witness_beat(&witness);
+        if (write_disk != 0)
+            disk_write_beat(&witness);
 
         held_beat = witness.beat;
         debug_register_store(held_beat);

@@ -1,6 +1,8 @@
 /* mainstay-node as a program, with a fake keeper (tests/lib/fake_keeper.h) and real QEMUs. */
 
 #include "base/file.h"
+#include "conf/conf.h"
+#include "tests/guest/witness.h"
 #include "tests/lib/fake_keeper.h"
 
 #include <check.h>
@@ -22,6 +24,8 @@ static uv_loop_t loop;
 static struct fake_keeper *keeper;
 static Mainstay__VmDefinition web;
 static struct guest_console *console;
+static Mainstay__VmDisk disk, *disks[] = {&disk};
+static char disk_path[200]; /* "": none */
 
 static void setup(void)
 {
@@ -36,12 +40,16 @@ static void setup(void)
     web.protect = MAINSTAY__PROTECT__PROTECT_LOCAL;
     web.has_checkpoint_interval_ms = 1;
     web.checkpoint_interval_ms = 100;
+    mainstay__vm_disk__init(&disk);
+    disk_path[0] = '\0';
     unsetenv("MST_FAULT_KILL");
     unsetenv("MST_FAULT");
 }
 
 static void teardown(void)
 {
+    if (disk_path[0])
+        unlink(disk_path);
     fake_keeper_free(keeper);
     uv_run(&loop, UV_RUN_DEFAULT);
     ck_assert_int_eq(uv_loop_close(&loop), 0);
@@ -648,6 +656,19 @@ static void write_file(const char *dir, const char *name, const void *data, size
     ck_assert_int_eq(mst_file_write_durable(path, data, len, 0600), 0);
 }
 
+#define DISK_MIB 2u
+
+/* web gets a disk in main storage, in which the witness keeps all of its pages. */
+static void memory_disk(const char *image)
+{
+    disk.has_memory_mib = 1;
+    disk.memory_mib = DISK_MIB;
+    disk.image = (char *)(uintptr_t)image;
+    web.disks = disks;
+    web.n_disks = 1;
+    web.boot_append = (char *)(uintptr_t) "pages=512 interval_ms=50 hot=40 pmem_mib=2";
+}
+
 START_TEST(saved_state_on_disk_goes_on_where_it_was_saved)
 {
     static uint8_t packed[32 << 20];
@@ -659,7 +680,10 @@ START_TEST(saved_state_on_disk_goes_on_where_it_was_saved)
     uint64_t beat;
     size_t bytes;
 
-    web.protect = MAINSTAY__PROTECT__PROTECT_NONE;
+    if (_i) /* RAM and the disk behind it are one piece there, too */
+        memory_disk(NULL);
+    else
+        web.protect = MAINSTAY__PROTECT__PROTECT_NONE;
     vm = boot();
     done = await(fake_order_save(keeper, "web01", 1));
     ck_assert_int_eq(done->error, 0);
@@ -672,8 +696,8 @@ START_TEST(saved_state_on_disk_goes_on_where_it_was_saved)
     ck_assert(!ZSTD_isError(bytes));
     write_file(dir, "ram.zst", packed, bytes);
     write_file(dir, "device", vm->map.save + vm->save_layout.device_off[record.device_slot], record.device_bytes);
-    snprintf(text, sizeof(text), "name: other\nmemory-mib: 16\nboot:\n  kernel: %s\n  append: \"%s\"\n", MST_TEST_WITNESS,
-             web.boot_append);
+    snprintf(text, sizeof(text), "name: other\nmemory-mib: 16\nboot:\n  kernel: %s\n  append: \"%s\"\n%s", MST_TEST_WITNESS,
+             web.boot_append, _i ? "protect: local\ndisks:\n- memory-mib: 2\n" : "");
     write_file(dir, "definition.yaml", text, strlen(text));
     kill_qemu(vm);
     web.boot_kernel = web.boot_append = NULL;
@@ -704,6 +728,217 @@ START_TEST(agent_without_a_keeper_ends_with_an_error)
     snprintf(command, sizeof(command), "%s --keeper %s/nothing.sock 2>/dev/null", MST_TEST_AGENT, keeper->dir);
     ck_assert_int_eq(WEXITSTATUS(system(command)), 1);
     fake_agent_start(keeper, MST_TEST_AGENT);
+    agent_ends_well();
+}
+END_TEST
+
+/* --- disks --- */
+
+#define SECTORS 256u
+
+/* web gets a disk on a file that the test makes: where direct I/O is possible, which tmpfs learned only in Linux 6.6. */
+static void file_disk(Mainstay__DiskFormat format, bool writable)
+{
+    static const char *const formats[] = {"raw", "qcow2"};
+    static uint32_t sectors[SECTORS][512 / 4];
+    char command[900], raw[220];
+    FILE *file;
+
+    for (uint32_t s = 0; s < SECTORS; s++)
+        for (uint32_t i = 0; i < 512 / 4; i++)
+            sectors[s][i] = witness_mix(s, i);
+    ck_assert_ptr_nonnull(getcwd(command, 160));
+    snprintf(disk_path, sizeof(disk_path), "%.160s/mst-disk-%d", command, (int)getpid());
+    snprintf(raw, sizeof(raw), "%s.raw", disk_path);
+    file = fopen(raw, "we");
+    ck_assert_ptr_nonnull(file);
+    ck_assert_uint_eq(fwrite(sectors, sizeof(sectors), 1, file), 1);
+    ck_assert_int_eq(fclose(file), 0);
+    snprintf(command, sizeof(command), "qemu-img convert -f raw -O %s %s %s && rm %s", formats[format], raw, disk_path, raw);
+    ck_assert_int_eq(system(command), 0);
+    disk.path = disk_path;
+    disk.has_format = 1;
+    disk.format = format;
+    disk.has_writable = 1;
+    disk.writable = writable;
+    web.disks = disks;
+    web.n_disks = 1;
+    web.boot_append = (char *)(uintptr_t)(writable ? "pages=512 interval_ms=50 hot=40 write_disk=1"
+                                                   : "pages=512 interval_ms=50 hot=40 read_disk=1");
+}
+
+static void disk_said(const char *kind, uint32_t first, bool witness)
+{
+    char want[100];
+
+    snprintf(want, sizeof(want), "guest disk kind=%s first=%" PRIu32 " witness=%s", kind, first, witness ? "yes" : "no");
+    ck_assert_str_eq(console->disk, want);
+}
+
+START_TEST(read_only_disk_is_read_at_every_beat_and_a_resumed_guest_reads_on)
+{
+    struct fake_vm *vm;
+
+    file_disk((Mainstay__DiskFormat)_i, false);
+    vm = boot();
+    disk_said("virtio", witness_mix(0, 0), true);
+    ck_assert(fake_wait_seq(keeper, vm, 6, LONG_MS));
+    all_is_well();
+    kill_qemu(vm);
+    start(2, 1, false, MAINSTAY__METHOD__METHOD_RESUMED_IN_PLACE);
+    ck_assert(fake_wait_beats(keeper, console, 1, LONG_MS));
+    all_is_well();
+    ck_assert(fake_wait_seq(keeper, fake_vm_find(keeper, "web01", 2), 3, LONG_MS));
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(guest_cannot_write_to_a_read_only_disk)
+{
+    file_disk(MAINSTAY__DISK_FORMAT__DISK_RAW, false);
+    web.boot_append = (char *)(uintptr_t) "pages=64 interval_ms=50 write_disk=1";
+    fake_agent_start(keeper, MST_TEST_AGENT);
+    start(1, 0, false, MAINSTAY__METHOD__METHOD_BOOTED);
+    ck_assert(fake_wait_beats(keeper, console, 4, LONG_MS));
+    ck_assert_uint_gt(console->broken, 0);
+    agent_ends_well();
+}
+END_TEST
+
+/* What the newest beat wrote lies in the first sector. */
+static uint32_t first_word_on_disk(void)
+{
+    uint32_t word = 0;
+    FILE *file = fopen(disk_path, "re");
+
+    ck_assert_ptr_nonnull(file);
+    ck_assert_uint_eq(fread(&word, sizeof(word), 1, file), 1);
+    fclose(file);
+    return word;
+}
+
+START_TEST(writable_disk_of_an_unprotected_vm_goes_with_it_when_it_is_moved)
+{
+    const struct fake_done *done;
+    struct fake_vm *vm;
+
+    web.protect = MAINSTAY__PROTECT__PROTECT_NONE;
+    file_disk((Mainstay__DiskFormat)_i, true);
+    vm = boot();
+    for (unsigned round = 0; round < 2; round++) { /* QEMU gives the image out of its hands with each save, and takes it back */
+        ck_assert_int_eq(await(fake_order_save(keeper, "web01", 1))->error, 0);
+        ck_assert_int_eq(await(fake_order_continue(keeper, "web01", 1))->error, 0);
+        ck_assert(fake_wait_beats(keeper, console, 3, LONG_MS));
+    }
+    done = await(fake_order_save(keeper, "web01", 1));
+    ck_assert_msg(done->error == 0, "%s", done->text);
+    loop_for(&loop, 50);
+    if (disk.format == MAINSTAY__DISK_FORMAT__DISK_RAW)
+        ck_assert_uint_eq(first_word_on_disk(), console->last_beat);
+    kill_qemu(vm);
+    start(2, 1, true, MAINSTAY__METHOD__METHOD_PULLED_LIVE);
+    ck_assert(fake_wait_beats(keeper, console, 1, LONG_MS));
+    ck_assert_uint_eq(console->first_beat_after_mark, console->beat_at_mark + 1);
+    all_is_well();                               /* each beat has read what the one before wrote, also the first one */
+    kill_qemu(fake_vm_find(keeper, "web01", 2)); /* nothing is saved: it boots, from what is there */
+    done = await(fake_order_start(keeper, &web, 3, 0, false));
+    ck_assert_msg(done->error == 0, "%s", done->text);
+    ck_assert_str_eq(done->text, "");
+    ck_assert(fake_wait_beats(keeper, console, 3, LONG_MS));
+    ck_assert_uint_eq(console->boots, 2);
+    ck_assert_ptr_nonnull(strstr(console->disk, "kind=virtio first="));
+    ck_assert_ptr_nonnull(strstr(console->disk, "witness=yes"));
+    ck_assert_ptr_null(strstr(console->disk, "first=0 "));
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(image_that_another_qemu_on_this_node_writes_to_is_refused)
+{
+    const struct fake_done *done;
+
+    web.protect = MAINSTAY__PROTECT__PROTECT_NONE;
+    file_disk(MAINSTAY__DISK_FORMAT__DISK_RAW, true);
+    boot();
+    web.name = (char *)(uintptr_t) "web02";
+    done = await(fake_order_start(keeper, &web, 1, 0, false));
+    ck_assert_int_ne(done->error, 0);
+    ck_assert_msg(strstr(done->text, "lock") != NULL, "%s", done->text);
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(disk_that_this_node_does_not_have_is_said_before_qemu_is_started)
+{
+    const struct fake_done *done;
+
+    disk.path = (char *)(uintptr_t) "/no/such/disk";
+    disk.has_format = 1;
+    web.disks = disks;
+    web.n_disks = 1;
+    fake_agent_start(keeper, MST_TEST_AGENT);
+    done = await(fake_order_start(keeper, &web, 1, 0, false));
+    ck_assert_int_eq(done->error, ENOENT);
+    ck_assert_ptr_nonnull(strstr(done->text, "disks[0]: /no/such/disk"));
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(what_a_guest_writes_to_its_disk_in_main_storage_is_in_its_checkpoint_and_back_with_it)
+{
+    const uint32_t *words;
+    struct fake_vm *vm;
+
+    memory_disk(NULL);
+    vm = boot();
+    disk_said("pmem", 0, false);
+    ck_assert_str_eq(keeper->done.text, "its disk in main storage begins anew, with zeros");
+    ck_assert(fake_wait_seq(keeper, vm, 6, LONG_MS));
+    if (_i) { /* and an agent that takes it up finds both files of it */
+        fake_agent_kill(keeper, SIGKILL);
+        fake_agent_start(keeper, MST_TEST_AGENT);
+        ck_assert(fake_wait_seq(keeper, vm, fake_seq(vm, NULL) + 3, LONG_MS));
+    }
+    kill_qemu(vm);
+    ck_assert_uint_eq(vm->map.ram_bytes, (16u + DISK_MIB) << 20);
+    words = (const uint32_t *)(const void *)(vm->map.shadow + (16u << 20));
+    for (size_t page = 0; page < 512; page++) /* the checkpoint has them where the disk is */
+        ck_assert_uint_eq(words[page * WITNESS_PAGE_WORDS + WORD_MAGIC], WITNESS_MAGIC);
+    start(2, 1, _i != 0, _i ? MAINSTAY__METHOD__METHOD_PULLED_SHADOW : MAINSTAY__METHOD__METHOD_RESUMED_IN_PLACE);
+    ck_assert_str_eq(keeper->done.text, ""); /* nothing is new */
+    ck_assert(fake_wait_beats(keeper, console, 1, LONG_MS));
+    ck_assert_uint_le(console->first_beat_after_mark, console->beat_at_mark + 1);
+    all_is_well();
+    ck_assert(fake_wait_seq(keeper, fake_vm_find(keeper, "web01", 2), 3, LONG_MS));
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(disk_in_main_storage_begins_with_its_image_at_every_boot_and_that_is_said)
+{
+    static uint32_t image[WITNESS_PAGE_WORDS] = {[WORD_GENERATION] = 4242, [WORD_MAGIC] = WITNESS_MAGIC};
+    const struct fake_done *done;
+    char path[200], want[300];
+
+    snprintf(path, sizeof(path), "%s/image", keeper->dir);
+    memory_disk(path);
+    fake_agent_start(keeper, MST_TEST_AGENT);
+    ck_assert_int_eq(await(fake_order_start(keeper, &web, 1, 0, false))->error, ENOENT);
+    write_file(keeper->dir, "image", image, sizeof(image));
+    for (uint64_t epoch = 2; epoch < 4; epoch++) {
+        struct fake_vm *vm = start(epoch, 0, false, MAINSTAY__METHOD__METHOD_BOOTED);
+
+        snprintf(want, sizeof(want), "its disk in main storage begins anew, with %s", path);
+        ck_assert_str_eq(keeper->done.text, want);
+        ck_assert(fake_wait_beats(keeper, console, 20, LONG_MS)); /* the first page has another generation by now */
+        disk_said("pmem", 4242, true);
+        kill_qemu(vm);
+    }
+    ck_assert_int_eq(truncate(path, ((off_t)DISK_MIB << 20) + 1), 0);
+    done = await(fake_order_start(keeper, &web, 4, 0, false));
+    ck_assert_int_eq(done->error, EFBIG);
+    ck_assert_ptr_nonnull(strstr(done->text, "is larger than its disk"));
     agent_ends_well();
 }
 END_TEST
@@ -750,7 +985,14 @@ int main(void)
     ADD(mirrors_that_take_no_checkpoint_are_told_of_until_they_do);
     ADD(mirrors_that_take_long_make_checkpoints_less_often_and_the_record_says_why);
     ADD(checkpoints_come_less_often_than_they_should_when_the_guest_would_stand_for_too_long);
-    ADD(saved_state_on_disk_goes_on_where_it_was_saved);
+    ADD_ROUNDS(saved_state_on_disk_goes_on_where_it_was_saved, 2);
+    ADD_ROUNDS(read_only_disk_is_read_at_every_beat_and_a_resumed_guest_reads_on, 2);
+    ADD(guest_cannot_write_to_a_read_only_disk);
+    ADD_ROUNDS(writable_disk_of_an_unprotected_vm_goes_with_it_when_it_is_moved, 2);
+    ADD(image_that_another_qemu_on_this_node_writes_to_is_refused);
+    ADD(disk_that_this_node_does_not_have_is_said_before_qemu_is_started);
+    ADD_ROUNDS(what_a_guest_writes_to_its_disk_in_main_storage_is_in_its_checkpoint_and_back_with_it, 2);
+    ADD(disk_in_main_storage_begins_with_its_image_at_every_boot_and_that_is_said);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);
     srunner_free(runner);

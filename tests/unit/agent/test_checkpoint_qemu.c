@@ -18,8 +18,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static unsigned memory_mib = 16;
-#define RAM_BYTES ((uint64_t)memory_mib << 20)
+static unsigned memory_mib = 16, disk_mib; /* the disk lies behind the memory, in a file of its own; 0: none */
+#define RAM_BYTES  ((uint64_t)(memory_mib + disk_mib) << 20)
+#define DISK_BYTES ((uint64_t)disk_mib << 20)
+static Mainstay__VmDisk disk = MAINSTAY__VM_DISK__INIT,
+                        *disks[] = {&disk}; /* the one that a definition gets, when it names a path or has memory */
 
 static const char *const append_many_pages = "pages=512 interval_ms=50 hot=40";
 
@@ -31,8 +34,8 @@ struct world {
     struct mst_save_layout save_layout;
     struct mst_delta_layout delta_layout;
     uint8_t record[2][MST_PUB_SLOT_BYTES];
-    int ram_fd;
-    char ram_path[160];
+    int ram_fd, disk_fd;
+    char ram_path[160], disk_path[160];
     struct guest guest;
     struct guest_console console;
     struct mst_qmp *qmp;
@@ -51,20 +54,40 @@ struct world {
     uint64_t stands_seq;
 };
 
-static uint8_t *map_new(const char *path, size_t bytes, int *ret_fd)
+static uint8_t *map_new_at(const char *path, size_t bytes, uint8_t *at, int *ret_fd)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     uint8_t *data;
 
     ck_assert_int_ge(fd, 0);
     ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
-    data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    data = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | (at ? MAP_FIXED : 0), fd, 0);
     ck_assert_ptr_ne(data, MAP_FAILED);
     if (ret_fd)
         *ret_fd = fd;
     else
         close(fd);
     return data;
+}
+
+static uint8_t *map_new(const char *path, size_t bytes, int *ret_fd)
+{
+    return map_new_at(path, bytes, NULL, ret_fd);
+}
+
+static void map_ram(struct world *w)
+{
+    uint8_t *range;
+
+    w->disk_fd = -1;
+    snprintf(w->ram_path, sizeof(w->ram_path), "%s/ram", w->dir);
+    snprintf(w->disk_path, sizeof(w->disk_path), "%s/disk", w->dir);
+    w->map.ram_bytes = RAM_BYTES;
+    range = mmap(NULL, RAM_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(range, MAP_FAILED);
+    w->map.ram = map_new_at(w->ram_path, RAM_BYTES - DISK_BYTES, range, &w->ram_fd);
+    if (disk_mib)
+        map_new_at(w->disk_path, DISK_BYTES, range + RAM_BYTES - DISK_BYTES, &w->disk_fd);
 }
 
 static struct world *world_new(uint32_t delta_capacity, const char *append)
@@ -83,9 +106,13 @@ static struct world *world_new(uint32_t delta_capacity, const char *append)
     w->definition.boot_append = (char *)(uintptr_t)append;
     ck_assert_int_eq(mst_save_layout(RAM_BYTES, &w->save_layout), 0);
     ck_assert_int_eq(mst_delta_layout(delta_capacity, &w->delta_layout), 0);
-    snprintf(w->ram_path, sizeof(w->ram_path), "%s/ram", w->dir);
-    w->map.ram_bytes = RAM_BYTES;
-    w->map.ram = map_new(w->ram_path, RAM_BYTES, &w->ram_fd);
+    if (disk_mib || disk.path) {
+        w->definition.disks = disks;
+        w->definition.n_disks = 1;
+    }
+    disk.has_memory_mib = disk_mib != 0;
+    disk.memory_mib = disk_mib;
+    map_ram(w);
     snprintf(path, sizeof(path), "%s/save", w->dir);
     w->map.save = map_new(path, w->save_layout.bytes, NULL);
     snprintf(path, sizeof(path), "%s/shadow", w->dir);
@@ -169,8 +196,12 @@ static bool try_connect(void *arg)
 
 static void vm_spawn(struct world *w, bool incoming)
 {
-    struct mst_qemu_where where = {
-        .qemu = "qemu-system-x86_64", .accel = "tcg", .vm_dir = w->dir, .ram_path = w->ram_path, .incoming = incoming};
+    struct mst_qemu_where where = {.qemu = "qemu-system-x86_64",
+                                   .accel = "tcg",
+                                   .vm_dir = w->dir,
+                                   .ram_path = w->ram_path,
+                                   .disk_path = w->disk_path,
+                                   .incoming = incoming};
     struct mst_why why;
     char log_path[200], **argv;
 
@@ -219,10 +250,11 @@ static const struct mst_ckpt_events ckpt_events = {on_ckpt, on_silent, NULL, on_
 static void ckpt_new(struct world *w)
 {
     struct mst_ckpt_conf conf = {.loop = &w->loop, .qmp = w->qmp, .map = &w->map, .silent_ms = MST_QMP_SILENT_MS};
+    const struct mst_dirty_file files[MST_DIRTY_FILES_MAX] = {{w->ram_fd, RAM_BYTES - DISK_BYTES}, {w->disk_fd, DISK_BYTES}};
     struct mst_why why;
 
     if (mst_dirty_probe(&why) == 0)
-        ck_assert_msg(mst_dirty_open(w->guest.pid, w->ram_fd, RAM_BYTES, &w->dirty, &why) == 0, "%s", why.text);
+        ck_assert_msg(mst_dirty_open(w->guest.pid, files, &w->dirty, &why) == 0, "%s", why.text);
     ck_assert_int_eq(mst_save_writer_new(&w->map, &w->writer), 0);
     conf.writer = w->writer;
     conf.dirty = w->dirty;
@@ -334,6 +366,10 @@ static void world_free(struct world *w)
     munmap(w->map.shadow, RAM_BYTES);
     munmap(w->map.delta, w->delta_layout.bytes);
     close(w->ram_fd);
+    if (w->disk_fd >= 0)
+        close(w->disk_fd);
+    disk_mib = 0;
+    mainstay__vm_disk__init(&disk);
     snprintf(command, sizeof(command), "rm -rf %s", w->dir);
     ck_assert_int_eq(system(command), 0);
     free(w);
@@ -407,11 +443,15 @@ START_TEST(killed_guest_goes_on_from_its_last_checkpoint_with_its_memory_intact)
 }
 END_TEST
 
+/* Round 1: what it writes to is its disk. */
 START_TEST(guest_that_never_stops_writing_is_never_saved_torn)
 {
     /* It writes most of the time, so nearly every checkpoint has pages that change between their early copy and the pause. */
-    struct world *w = world_new(mst_delta_capacity(RAM_BYTES), "pages=600 interval_ms=5 hot=100");
+    static const char *const append[] = {"pages=600 interval_ms=5 hot=100", "pages=600 interval_ms=5 hot=100 pmem_mib=3"};
+    struct world *w;
 
+    disk_mib = _i ? 3 : 0;
+    w = world_new(mst_delta_capacity(RAM_BYTES), append[_i]);
     vm_spawn(w, false);
     ck_assert(loop_until(&w->loop, has_beats, w, 30000));
     for (unsigned life = 0; life < 6; life++) {
@@ -591,6 +631,58 @@ START_TEST(pause_by_size_of_memory)
 }
 END_TEST
 
+static const char *const disk_words[] = {"no disk", "raw, read only", "qcow2, read only", "64 MiB of main storage"};
+
+/* The same guest, which reads a sector of its disk or writes its pages there: what a disk costs the pause. */
+START_TEST(pause_by_kind_of_disk)
+{
+    static const char *const append[] = {"pages=512 interval_ms=50 hot=40", "pages=512 interval_ms=50 hot=40 read_disk=1",
+                                         "pages=512 interval_ms=50 hot=40 read_disk=1",
+                                         "pages=512 interval_ms=50 hot=40 pmem_mib=64"};
+    static uint64_t stop[ROUNDS], device[ROUNDS], pages[ROUNDS], cont[ROUNDS], pause[ROUNDS];
+    char path[64], command[300];
+    struct world *w;
+
+    snprintf(path, sizeof(path), "/var/tmp/mst-bench-disk-%d", (int)getpid());
+    mainstay__vm_disk__init(&disk);
+    for (unsigned k = 0; k < 4; k++) {
+        if (k == 1 || k == 2) {
+            snprintf(command, sizeof(command), "qemu-img create -q -f %s %s 64M", k == 1 ? "raw" : "qcow2", path);
+            ck_assert_int_eq(system(command), 0);
+            disk.path = path;
+            disk.has_format = 1;
+            disk.format = k == 1 ? MAINSTAY__DISK_FORMAT__DISK_RAW : MAINSTAY__DISK_FORMAT__DISK_QCOW2;
+        }
+        disk_mib = k == 3 ? 64 : 0;
+        w = world_new(mst_delta_capacity(RAM_BYTES), append[k]);
+        memset((void *)(uintptr_t)w->map.ram, 0, RAM_BYTES);
+        vm_spawn(w, false);
+        ck_assert_msg(loop_until(&w->loop, has_beats, w, 30000), "no beats");
+        ckpt_new(w);
+        take(w, MST_CKPT_RUN_ON);
+        ck_assert_msg(w->err == 0, "%s", w->why.text);
+        for (unsigned i = 0; i < ROUNDS; i++) {
+            loop_for(&w->loop, 100);
+            take(w, MST_CKPT_RUN_ON);
+            ck_assert_msg(w->err == 0 && !w->report.whole, "%s", w->why.text);
+            stop[i] = w->report.stop_ns;
+            device[i] = w->report.device_ns;
+            pages[i] = w->report.pages_ns;
+            cont[i] = w->report.cont_ns;
+            pause[i] = w->report.pause_ns;
+        }
+        printf("%s, %s\n", disk_words[k], w->dirty ? "soft-dirty" : "comparing");
+        print_split("stop", stop, ROUNDS);
+        print_split("device", device, ROUNDS);
+        print_split("pages", pages, ROUNDS);
+        print_split("cont", cont, ROUNDS);
+        print_split("pause", pause, ROUNDS);
+        world_free(w);
+        unlink(path);
+    }
+}
+END_TEST
+
 /* bench: measure instead. */
 int main(int argc, char **argv)
 {
@@ -602,6 +694,7 @@ int main(int argc, char **argv)
     if (argc == 2 && strcmp(argv[1], "bench") == 0) {
         tcase_set_timeout(tcase, 600);
         tcase_add_test(tcase, pause_by_size_of_memory);
+        tcase_add_test(tcase, pause_by_kind_of_disk);
         suite_add_tcase(suite, tcase);
         srunner_run_all(runner, CK_NORMAL);
         failed = srunner_ntests_failed(runner);
@@ -610,7 +703,7 @@ int main(int argc, char **argv)
     }
     tcase_set_timeout(tcase, 100);
     tcase_add_test(tcase, killed_guest_goes_on_from_its_last_checkpoint_with_its_memory_intact);
-    tcase_add_test(tcase, guest_that_never_stops_writing_is_never_saved_torn);
+    tcase_add_loop_test(tcase, guest_that_never_stops_writing_is_never_saved_torn, 0, 2);
     tcase_add_test(tcase, delta_too_small_for_the_dirty_pages_falls_back_to_a_whole_checkpoint);
     tcase_add_test(tcase, held_guest_stands_until_it_is_resumed_and_loses_no_beat);
     tcase_add_test(tcase, a_guest_stands_and_nothing_is_committed_until_its_output_is_marked);

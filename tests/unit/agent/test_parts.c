@@ -1,7 +1,8 @@
-/* Command line, statistics, saved states on disk, mapping of areas. */
+/* Command line, disks, statistics, saved states on disk, mapping of areas. */
 
 #include "base/file.h"
 #include "node/agent/dirty.h"
+#include "node/agent/disk.h"
 #include "node/agent/qemu_args.h"
 #include "node/agent/saved_state.h"
 #include "node/agent/stats.h"
@@ -103,6 +104,60 @@ START_TEST(a_vm_with_a_network_gets_the_keepers_tap_and_always_the_same_address)
 }
 END_TEST
 
+static Mainstay__VmDisk disk[MST_DISKS_MAX], *disks[MST_DISKS_MAX];
+
+/* web has one more disk. */
+static Mainstay__VmDisk *disk_add(void)
+{
+    Mainstay__VmDisk *one = disks[web.n_disks] = &disk[web.n_disks];
+
+    mainstay__vm_disk__init(one);
+    web.disks = disks;
+    web.n_disks++;
+    return one;
+}
+
+static Mainstay__VmDisk *file_disk_add(const char *path, Mainstay__DiskFormat format, bool writable)
+{
+    Mainstay__VmDisk *one = disk_add();
+
+    one->path = (char *)(uintptr_t)path;
+    one->has_format = one->has_writable = 1;
+    one->format = format;
+    one->writable = writable;
+    return one;
+}
+
+START_TEST(disks_are_opened_as_their_kind_says_and_nothing_is_probed)
+{
+    struct mst_qemu_where where = {
+        .qemu = "/q", .accel = "tcg", .vm_dir = "/run/vm", .ram_path = "/shm/r", .disk_path = "/shm/a,b", .devices = 4};
+    struct mst_why why;
+    char text[3000], **argv;
+
+    web.memory_mib = 16;
+    file_disk_add("/d/ro,x", MAINSTAY__DISK_FORMAT__DISK_QCOW2, false);
+    disk_add()->has_memory_mib = 1;
+    disk[1].memory_mib = 3;
+    file_disk_add("/dev/shared", MAINSTAY__DISK_FORMAT__DISK_RAW, true);
+    ck_assert_int_eq(mst_qemu_args(&web, "web01", &where, &argv, &why), 0);
+    joined(argv, text, sizeof(text));
+    mst_qemu_args_free(argv);
+    ck_assert_ptr_nonnull(strstr(text, "vmport=off,usb=off,nvdimm=on -cpu"));
+    ck_assert_ptr_nonnull(strstr(text, " -m size=16M,slots=1,maxmem=19M "));
+    ck_assert_ptr_nonnull(strstr(
+        text, " -blockdev driver=qcow2,node-name=disk0,read-only=on,cache.direct=off,file.driver=file,file.filename=/d/ro,,x"
+              " -device virtio-blk-pci,drive=disk0,serial=disk0,werror=report,rerror=report"
+              " -object memory-backend-file,id=disk1,mem-path=/shm/a,,b,share=on,size=3145728"
+              " -device nvdimm,memdev=disk1"
+              " -blockdev driver=raw,node-name=disk2,read-only=off,cache.direct=on,file.driver=host_device,"
+              "file.filename=/dev/shared"
+              " -device virtio-blk-pci,drive=disk2,serial=disk2,werror=report,rerror=report -kernel"));
+    where.disk_path = NULL;
+    ck_assert_int_eq(mst_qemu_args(&web, "web01", &where, &argv, &why), -EINVAL);
+}
+END_TEST
+
 START_TEST(comma_in_a_path_or_machine_adds_no_option)
 {
     struct mst_qemu_where where = {.qemu = "/q", .accel = "tcg", .vm_dir = "/a,b", .ram_path = "/x,size=1"};
@@ -148,6 +203,50 @@ static void put(const char *name, const void *data, size_t len)
     snprintf(path, sizeof(path), "%s/%s", dir, name);
     ck_assert_int_eq(mst_file_write_durable(path, data, len, 0600), 0);
 }
+
+START_TEST(a_disk_that_cannot_be_opened_here_is_refused_before_qemu_is_started)
+{
+    uint32_t devices = 9;
+    char path[200];
+    struct mst_why why;
+
+    snprintf(path, sizeof(path), "%s/disk", dir);
+    file_disk_add(path, MAINSTAY__DISK_FORMAT__DISK_RAW, false);
+    ck_assert_int_eq(mst_disks_check(&web, &devices, &why), -ENOENT);
+    ck_assert_ptr_nonnull(strstr(why.text, "disks[0]: "));
+    ck_assert_ptr_nonnull(strstr(why.text, "on this node"));
+    put("disk", "x", 1);
+    ck_assert_msg(mst_disks_check(&web, &devices, &why) == 0, "%s", why.text);
+    ck_assert_uint_eq(devices, 0);
+    disk[0].path = dir;
+    ck_assert_int_eq(mst_disks_check(&web, &devices, &why), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(why.text, "neither a file nor a block device"));
+    web.n_disks = 0;
+    disk_add()->has_memory_mib = 1; /* its image is wanted for a boot only */
+    disk[0].image = (char *)(uintptr_t) "/no/such/image";
+    ck_assert_int_eq(mst_disks_check(&web, &devices, &why), 0);
+}
+END_TEST
+
+START_TEST(an_image_fills_the_beginning_of_its_disk_and_never_more)
+{
+    static const uint8_t want[8] = {'a', 'b', 'c', 'd', 'e', 0, 0, 7};
+    uint8_t memory[8] = {0, 0, 0, 0, 0, 0, 0, 7};
+    struct mst_why why;
+    char path[200];
+
+    snprintf(path, sizeof(path), "%s/image", dir);
+    ck_assert_int_eq(mst_disk_fill(path, memory, 7, &why), -ENOENT);
+    put("image", "abcde", 5);
+    ck_assert_int_eq(mst_disk_fill(path, memory, 7, &why), 0);
+    ck_assert_mem_eq(memory, want, sizeof(want));
+    ck_assert_int_eq(mst_disk_fill(path, memory, 5, &why), 0);
+    ck_assert_int_eq(mst_disk_fill(path, memory, 4, &why), -EFBIG);
+    ck_assert_ptr_nonnull(strstr(why.text, "is larger than its disk"));
+    ck_assert_mem_eq(memory, want, sizeof(want));
+    ck_assert_int_eq(mst_disk_fill(dir, memory, 4, &why), -EISDIR);
+}
+END_TEST
 
 START_TEST(saved_ram_must_fit_exactly)
 {
@@ -222,6 +321,35 @@ START_TEST(saved_state_decides_the_machine)
     web.memory_mib = 2;
     ck_assert_int_eq(mst_saved_machine(&web, &machine, &why), -EINVAL);
     ck_assert_ptr_nonnull(strstr(why.text, "memory-mib"));
+}
+END_TEST
+
+START_TEST(saved_state_decides_how_many_disks_of_which_kind_and_the_vm_where_they_are)
+{
+    static const char yaml[] = "name: other\nmemory-mib: 1\nboot: {kernel: /vmlinuz}\nprotect: local\n"
+                               "disks:\n- {path: /then, format: qcow2}\n- memory-mib: 2\n";
+    Mainstay__VmDefinition *machine;
+    struct mst_why why;
+
+    put("definition.yaml", yaml, strlen(yaml));
+    web.boot_kernel = NULL;
+    web.boot_state = dir;
+    ck_assert_int_eq(mst_saved_machine(&web, &machine, &why), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(why.text, "disks: VM web01 has 0, but the saved state"));
+    file_disk_add("/now", MAINSTAY__DISK_FORMAT__DISK_QCOW2, false);
+    disk_add()->has_memory_mib = 1;
+    disk[1].memory_mib = 2;
+    ck_assert_msg(mst_saved_machine(&web, &machine, &why) == 0, "%s", why.text);
+    ck_assert_uint_eq(machine->n_disks, 2);
+    ck_assert_str_eq(machine->disks[0]->path, "/now");
+    ck_assert_uint_eq(machine->disks[1]->memory_mib, 2);
+    mainstay__vm_definition__free_unpacked(machine, NULL);
+    disk[1].memory_mib = 3;
+    ck_assert_int_eq(mst_saved_machine(&web, &machine, &why), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(why.text, "disks[1].memory-mib: is 3, but the saved state"));
+    disk[0].format = MAINSTAY__DISK_FORMAT__DISK_RAW;
+    ck_assert_int_eq(mst_saved_machine(&web, &machine, &why), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(why.text, "disks[0]: is of another kind"));
 }
 END_TEST
 
@@ -379,6 +507,94 @@ START_TEST(areas_are_mapped_only_when_every_size_fits)
 }
 END_TEST
 
+START_TEST(a_disk_is_mapped_right_behind_ram)
+{
+    struct mst_vmmap *map;
+    struct mst_why why;
+    char byte = 0;
+    int unlocked;
+
+    web.has_protect = 1;
+    web.protect = MAINSTAY__PROTECT__PROTECT_NONE;
+    make_areas();
+    disk_add()->has_memory_mib = 1;
+    disk[0].memory_mib = 1;
+    ck_assert_int_eq(map_areas(&why), -EINVAL); /* too little for both */
+    areas.ram_bytes = 2 << 20;
+    ck_assert_int_eq(map_areas(&why), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(why.text, "no usable disk"));
+    areas.disk = (char *)(uintptr_t) "disk";
+    areas.has_disk_bytes = 1;
+    areas.disk_bytes = 1 << 20;
+    ck_assert_int_eq(map_areas(&why), -ENOENT);
+    make("disk", (1 << 20) - 1);
+    ck_assert_int_eq(map_areas(&why), -EBADMSG);
+    make("disk", 1 << 20);
+    make("s", (4 << 20) + 2 * 4096); /* enough for twice the pages */
+    ck_assert_msg(mst_vmmap_open(&status, &areas, &web, 1, 77, &map, &unlocked, &why) == 0, "%s", why.text);
+    ck_assert_uint_eq(map->map.ram_bytes, 2 << 20);
+    ck_assert_uint_eq(map->disk_bytes, 1 << 20);
+    ((uint8_t *)(uintptr_t)map->map.ram)[1 << 20] = 'd';
+    ck_assert_int_eq(pread(map->disk_fd, &byte, 1, 0), 1);
+    ck_assert_int_eq(byte, 'd');
+    ((uint8_t *)(uintptr_t)map->map.ram)[(1 << 20) - 1] = 'r';
+    ck_assert_int_eq(pread(map->ram_fd, &byte, 1, (1 << 20) - 1), 1);
+    ck_assert_int_eq(byte, 'r');
+    mst_vmmap_close(map);
+    mst_status_unmap(&status);
+}
+END_TEST
+
+/* As mst_dirty_open for RAM alone. */
+static int dirty_open(pid_t pid, int fd, uint64_t bytes, struct mst_dirty **ret_dirty, struct mst_why *why)
+{
+    const struct mst_dirty_file files[MST_DIRTY_FILES_MAX] = {{fd, bytes}, {-1, 0}};
+
+    return mst_dirty_open(pid, files, ret_dirty, why);
+}
+
+START_TEST(pages_of_a_disk_are_counted_on_from_those_of_ram)
+{
+    enum { RAM = 20, DISK = 10 };
+    struct mst_dirty_file files[MST_DIRTY_FILES_MAX] = {{-1, RAM * 4096}, {-1, DISK * 4096}};
+    uint8_t *data[2];
+    struct mst_dirty *dirty;
+    struct mst_why why;
+    char path[100];
+    int kept = mst_dirty_probe(&why);
+
+    for (unsigned i = 0; i < 2; i++) {
+        snprintf(path, sizeof(path), "%s/file%u", dir, i);
+        files[i].fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        ck_assert_int_eq(ftruncate(files[i].fd, (off_t)files[i].bytes), 0);
+    }
+    data[0] = mmap(NULL, RAM * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, files[0].fd, 0);
+    ck_assert_int_eq(mst_dirty_open(getpid(), files, &dirty, &why), -ENXIO);
+    ck_assert_ptr_nonnull(strstr(why.text, "the first 20 of 30 pages"));
+    data[1] = mmap(NULL, DISK * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, files[1].fd, 0);
+    ck_assert_msg(mst_dirty_open(getpid(), files, &dirty, &why) == 0, "%s", why.text);
+    if (kept < 0) {
+        printf("skipped from here on: this kernel keeps no soft-dirty bits\n");
+    } else {
+        memset(data[0], 1, RAM * 4096);
+        memset(data[1], 1, DISK * 4096);
+        ck_assert_int_eq(mst_dirty_look(dirty), RAM + DISK);
+        ck_assert_int_eq(mst_dirty_clear(dirty), 0);
+        data[0][19 * 4096]++;
+        data[1][3 * 4096]++;
+        ck_assert_int_eq(mst_dirty_look(dirty), 2);
+        ck_assert_uint_eq(mst_dirty_next(dirty, 0), 19);
+        ck_assert_uint_eq(mst_dirty_next(dirty, 20), RAM + 3);
+        ck_assert_uint_eq(mst_dirty_next(dirty, RAM + 4), UINT64_MAX);
+    }
+    mst_dirty_close(dirty);
+    for (unsigned i = 0; i < 2; i++) {
+        munmap(data[i], files[i].bytes);
+        close(files[i].fd);
+    }
+}
+END_TEST
+
 START_TEST(dirty_pages_are_those_written_since_the_clearing)
 {
     enum { PAGES = 300 };
@@ -391,11 +607,11 @@ START_TEST(dirty_pages_are_those_written_since_the_clearing)
     snprintf(path, sizeof(path), "%s/ram", dir);
     fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     ck_assert_int_eq(ftruncate(fd, PAGES * 4096), 0);
-    ck_assert_int_eq(mst_dirty_open(getpid(), fd, PAGES * 4096, &dirty, &why), -ENXIO); /* not mapped */
+    ck_assert_int_eq(dirty_open(getpid(), fd, PAGES * 4096, &dirty, &why), -ENXIO); /* not mapped */
     ram = mmap(NULL, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     memset(ram, 1, PAGES * 4096);
-    ck_assert_int_eq(mst_dirty_open(getpid(), fd, (PAGES + 1) * 4096, &dirty, &why), -ENXIO); /* not all of it */
-    ck_assert_msg(mst_dirty_open(getpid(), fd, PAGES * 4096, &dirty, &why) == 0, "%s", why.text);
+    ck_assert_int_eq(dirty_open(getpid(), fd, (PAGES + 1) * 4096, &dirty, &why), -ENXIO); /* not all of it */
+    ck_assert_msg(dirty_open(getpid(), fd, PAGES * 4096, &dirty, &why) == 0, "%s", why.text);
     if (kept < 0) {
         printf("skipped from here on: this kernel keeps no soft-dirty bits\n");
     } else {
@@ -443,7 +659,7 @@ START_TEST(looking_at_a_process_that_has_ended_is_an_error_and_not_an_empty_set)
     if (pid == 0)
         for (;;)
             pause();
-    ck_assert_msg(mst_dirty_open(pid, fd, PAGES * 4096, &dirty, &why) == 0, "%s", why.text);
+    ck_assert_msg(dirty_open(pid, fd, PAGES * 4096, &dirty, &why) == 0, "%s", why.text);
     ck_assert_int_ge(mst_dirty_look(dirty), 0);
     ck_assert_int_eq(kill(pid, SIGKILL), 0);
     ck_assert_int_eq(waitpid(pid, &ended, 0), pid);
@@ -465,13 +681,19 @@ int main(void)
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, command_line_is_that_of_the_contract);
     tcase_add_test(tcase, a_vm_with_a_network_gets_the_keepers_tap_and_always_the_same_address);
+    tcase_add_test(tcase, disks_are_opened_as_their_kind_says_and_nothing_is_probed);
+    tcase_add_test(tcase, a_disk_that_cannot_be_opened_here_is_refused_before_qemu_is_started);
+    tcase_add_test(tcase, an_image_fills_the_beginning_of_its_disk_and_never_more);
     tcase_add_test(tcase, comma_in_a_path_or_machine_adds_no_option);
     tcase_add_test(tcase, percentiles_are_those_of_the_newest);
     tcase_add_test(tcase, saved_ram_must_fit_exactly);
     tcase_add_test(tcase, saved_device_state_is_bounded);
     tcase_add_test(tcase, saved_state_decides_the_machine);
+    tcase_add_test(tcase, saved_state_decides_how_many_disks_of_which_kind_and_the_vm_where_they_are);
     tcase_add_test(tcase, filled_shadow_becomes_the_first_checkpoint);
     tcase_add_test(tcase, areas_are_mapped_only_when_every_size_fits);
+    tcase_add_test(tcase, a_disk_is_mapped_right_behind_ram);
+    tcase_add_test(tcase, pages_of_a_disk_are_counted_on_from_those_of_ram);
     tcase_add_test(tcase, dirty_pages_are_those_written_since_the_clearing);
     tcase_add_test(tcase, looking_at_a_process_that_has_ended_is_an_error_and_not_an_empty_set);
     suite_add_tcase(suite, tcase);

@@ -228,6 +228,7 @@ START_TEST(definition_takes_its_defaults_and_says_them)
     ck_assert(def->has_restarts_window_s && def->restarts_window_s == 300);
     ck_assert_uint_eq(def->n_allowed_nodes, 0);
     ck_assert_ptr_null(def->network);
+    ck_assert_uint_eq(def->n_disks, 0);
     ck_assert(!def->has_output_commit);
     mainstay__vm_definition__free_unpacked(def, NULL);
 }
@@ -260,6 +261,46 @@ START_TEST(output_waits_for_mirrors_unless_told_otherwise_and_that_is_said)
     mainstay__vm_definition__free_unpacked(def, NULL);
     load_ok(mst_vm_definition_load(file_make("vm.yaml", MIRROR_HEAD "output-commit: false\n", 0), &def, &why));
     ck_assert(def->has_output_commit && !def->output_commit);
+    mainstay__vm_definition__free_unpacked(def, NULL);
+}
+END_TEST
+
+START_TEST(disks_are_loaded_in_their_order)
+{
+    Mainstay__VmDefinition *def;
+
+    load_ok(mst_vm_definition_load(SOURCE_DIR "/deploy/config/vm-shared.yaml", &def, &why));
+    ck_assert(def->n_disks == 1 && def->disks[0]->writable);
+    mainstay__vm_definition__free_unpacked(def, NULL);
+    load_ok(mst_vm_definition_load(SOURCE_DIR "/deploy/config/vm-disks.yaml", &def, &why));
+    ck_assert_uint_eq(mst_vm_area_mib(def), 1024 + 512);
+    mainstay__vm_definition__free_unpacked(def, NULL);
+
+    load_ok(mst_vm_definition_load(file_make("vm.yaml",
+                                             MIRROR_HEAD "disks:\n- {path: /tools, format: qcow2}\n"
+                                                         "- {memory-mib: 64, image: /data}\n"
+                                                         "- {path: /more, format: raw, writable: false}\n",
+                                             0),
+                                   &def, &why));
+    ck_assert_uint_eq(def->n_disks, 3);
+    ck_assert_str_eq(def->disks[0]->path, "/tools");
+    ck_assert(def->disks[0]->has_format && def->disks[0]->format == MAINSTAY__DISK_FORMAT__DISK_QCOW2);
+    ck_assert(!def->disks[0]->writable && !def->disks[0]->has_memory_mib);
+    ck_assert(def->disks[1]->has_memory_mib && def->disks[1]->memory_mib == 64);
+    ck_assert_str_eq(def->disks[1]->image, "/data");
+    ck_assert_ptr_null(def->disks[1]->path);
+    ck_assert(def->disks[2]->has_writable && !def->disks[2]->writable);
+    ck_assert_uint_eq(mst_vm_area_mib(def), 16 + 64);
+    mainstay__vm_definition__free_unpacked(def, NULL);
+    load_ok(mst_vm_definition_load(
+        file_make("vm.yaml", "name: a\nmemory-mib: 16\nboot: {kernel: /k}\ndisks: [{path: /d, format: raw, writable: true}]\n",
+                  0),
+        &def, &why));
+    ck_assert(def->disks[0]->writable && def->protect == MAINSTAY__PROTECT__PROTECT_NONE);
+    ck_assert_uint_eq(mst_vm_area_mib(def), 16);
+    mainstay__vm_definition__free_unpacked(def, NULL);
+    load_ok(mst_vm_definition_load(file_make("vm.yaml", MIRROR_HEAD "disks: []\n", 0), &def, &why));
+    ck_assert_uint_eq(def->n_disks, 0);
     mainstay__vm_definition__free_unpacked(def, NULL);
 }
 END_TEST
@@ -472,6 +513,7 @@ int main(void)
     tcase_add_test(tcase, definition_is_loaded_whole_and_packs);
     tcase_add_test(tcase, racks_and_what_a_mirror_may_not_share_are_loaded);
     tcase_add_test(tcase, definition_with_a_mirror_and_a_network_is_loaded_whole);
+    tcase_add_test(tcase, disks_are_loaded_in_their_order);
     tcase_add_test(tcase, output_waits_for_mirrors_unless_told_otherwise_and_that_is_said);
     tcase_add_test(tcase, a_card_without_an_address_gets_one_from_its_vms_name);
     tcase_add_test(tcase, drill_is_loaded_whole);

@@ -259,7 +259,7 @@ static const struct bad bads[] = {
     {VM, VM_HEAD VM_BOOT "on_node_fault: hold\n",
      "4: on_node_fault: is not a key, did you mean on-node-fault; allowed: name, memory-mib, vcpus, machine, cpu, boot, protect, "
      "mirror-apart, checkpoint-interval-ms, checkpoint-stall-max-percent, on-node-fault, on-vm-fault, priority, restarts-max, "
-     "restarts-window-s, network, output-commit, allowed-nodes"},
+     "restarts-window-s, network, output-commit, disks, allowed-nodes"},
     {VM, VM_HEAD VM_BOOT "network:\n  bridge: br0/1\n",
      "5: network.bridge: 'br0/1' has characters that are not allowed, allowed are letters, digits and -_."},
     {VM, VM_HEAD VM_BOOT "network:\n  bridge: a234567890123456\n",
@@ -283,6 +283,50 @@ static const struct bad bads[] = {
     {VM, VM_HEAD VM_BOOT "protect: local\noutput-commit: true\n",
      "5: output-commit: is given without mirrors to wait for, allowed only with protect: mirror"},
     {VM, VM_HEAD VM_BOOT "protect: mirror\noutput-commit: no\n", "5: output-commit: 'no' is not known; allowed: true, false"},
+    {VM, VM_HEAD VM_BOOT "disks: /d\n", "4: disks: is not a list, wanted is a list of 0..4 entries"},
+    {VM, VM_HEAD VM_BOOT "disks: [{}, {}, {}, {}, {}]\n", "4: disks: has 5 entries, allowed 0..4"},
+    {VM, VM_HEAD VM_BOOT "disks: [{}]\n", "4: disks[0]: has neither path nor memory-mib, allowed is exactly one of them"},
+    {VM, VM_HEAD VM_BOOT "disks: [{size: 3}]\n",
+     "4: disks[0].size: is not a key; allowed: path, format, writable, memory-mib, image"},
+    {VM, VM_HEAD VM_BOOT "disks:\n- path: /d\n  format: raw\n  memory-mib: 3\n",
+     "7: disks[0].memory-mib: is given together with path, allowed is exactly one of them"},
+    {VM, VM_HEAD VM_BOOT "disks:\n- path: d\n  format: raw\n",
+     "5: disks[0].path: 'd' is not an absolute path, allowed are paths that start with /"},
+    {VM, VM_HEAD VM_BOOT "disks:\n- path: /d\n",
+     "5: disks[0].format: is missing, it has to be given with path: raw or qcow2; nothing looks into the file to find out"},
+    {VM, VM_HEAD VM_BOOT "disks:\n- {path: /d, format: vmdk}\n", "5: disks[0].format: 'vmdk' is not known; allowed: raw, qcow2"},
+    {VM, VM_HEAD VM_BOOT "disks:\n- {path: /d, format: raw, image: /i}\n",
+     "5: disks[0].image: is given with path, allowed only with memory-mib"},
+    {VM, VM_HEAD VM_BOOT "disks:\n- {path: /d, format: raw}\n- {path: /e, format: raw}\n- {path: /d, format: raw}\n",
+     "7: disks[2].path: is the same as disks[0].path, allowed is one disk for each file"},
+    {VM, VM_HEAD VM_BOOT "protect: local\ndisks:\n- {path: /d, format: raw, writable: true}\n",
+     "6: disks[0].writable: is true under protect: local, but what is written to a file is not part of a checkpoint, so a "
+     "takeover "
+     "would find a disk from after it; allowed are writable: false, a disk with memory-mib, and protect: none"},
+    {VM, VM_HEAD VM_BOOT "protect: mirror\ndisks:\n- {path: /r, format: raw}\n- {path: /d, format: qcow2, writable: true}\n",
+     "7: disks[1].writable: is true under protect: mirror, but what is written to a file is not part of a checkpoint, so a "
+     "takeover "
+     "would find a disk from after it; allowed are writable: false, a disk with memory-mib, and protect: none"},
+    {VM, VM_HEAD "boot: {state: /s}\ndisks:\n- {path: /d, format: raw, writable: true}\n",
+     "5: disks[0].writable: is true with boot.state, whose memory knows the disk as it was then; allowed only with boot.kernel"},
+    {VM, VM_HEAD VM_BOOT "disks:\n- {memory-mib: 3}\n",
+     "5: disks[0].memory-mib: is given with protect: none, where nothing would keep it when QEMU ends; allowed with protect: "
+     "local "
+     "and mirror"},
+    {VM, VM_HEAD VM_BOOT "protect: local\ndisks:\n- {memory-mib: 0}\n",
+     "6: disks[0].memory-mib: 0 is out of range, allowed 1..65536"},
+    {VM, VM_HEAD VM_BOOT "protect: local\ndisks:\n- {memory-mib: 65521}\n",
+     "6: disks[0].memory-mib: 65521 and memory-mib 16 are more than the 65536 that are allowed together"},
+    {VM, VM_HEAD VM_BOOT "protect: local\ndisks:\n- {memory-mib: 3}\n- {memory-mib: 4}\n",
+     "7: disks[1].memory-mib: disks[0] is in main storage already, allowed is one such disk"},
+    {VM, VM_HEAD VM_BOOT "protect: local\ndisks:\n- {memory-mib: 3, writable: true}\n",
+     "6: disks[0].writable: is given with memory-mib, which is always writable; allowed only with path"},
+    {VM, VM_HEAD VM_BOOT "protect: local\ndisks:\n- {memory-mib: 3, format: raw}\n",
+     "6: disks[0].format: is given with memory-mib, allowed only with path"},
+    {VM, VM_HEAD VM_BOOT "protect: local\ndisks:\n- {memory-mib: 3, image: i}\n",
+     "6: disks[0].image: 'i' is not an absolute path, allowed are paths that start with /"},
+    {VM, VM_HEAD "boot: {state: /s}\nprotect: local\ndisks:\n- {memory-mib: 3, image: /i}\n",
+     "6: disks[0].image: is given with boot.state, which has the disk's content; allowed only with boot.kernel"},
     /* drills */
     {DRILL, "name: d\n", "1: vms: is missing, it has to be given"},
     {DRILL, "name: d\nvms: []\n", "2: vms: has 0 entries, allowed 1..1024"},
@@ -597,6 +641,40 @@ START_TEST(definition_from_a_peer_is_held_to_the_same_limits)
 }
 END_TEST
 
+START_TEST(disk_from_a_peer_is_held_to_the_same_limits)
+{
+    Mainstay__VmDisk disk = MAINSTAY__VM_DISK__INIT, *disks[MST_DISKS_MAX + 1] = {&disk};
+
+    definition_make();
+    def.disks = disks;
+    def.n_disks = MST_DISKS_MAX + 1;
+    definition_is_refused("disks: has 5 entries, allowed 0..4");
+    def.n_disks = 1;
+    definition_is_refused("disks[0]: has neither path nor memory-mib, allowed is exactly one of them");
+    disk.path = (char *)"d";
+    definition_is_refused("disks[0].path: 'd' is not an absolute path, allowed are paths that start with /");
+    disk.path = (char *)"/d";
+    disk.has_format = 1;
+    disk.format = (Mainstay__DiskFormat)7;
+    definition_is_refused("disks[0].format: value 7 is not allowed here; allowed: raw, qcow2");
+    disk.format = MAINSTAY__DISK_FORMAT__DISK_QCOW2;
+    ck_assert_int_eq(mst_vm_definition_check(&def, &why), 0);
+    disk.has_writable = disk.writable = 1;
+    ck_assert_int_eq(mst_vm_definition_check(&def, &why), 0);
+    def.protect = MAINSTAY__PROTECT__PROTECT_MIRROR;
+    ck_assert_int_eq(mst_vm_definition_check(&def, &why), -EINVAL);
+    ck_assert_uint_eq(mst_vm_area_mib(&def), 16);
+    mainstay__vm_disk__init(&disk);
+    disk.has_memory_mib = 1;
+    disk.memory_mib = UINT32_MAX;
+    definition_is_refused("disks[0].memory-mib: 4294967295 is out of range, allowed 1..65536");
+    disk.memory_mib = 65536 - 16;
+    ck_assert_int_eq(mst_vm_definition_check(&def, &why), 0);
+    ck_assert_uint_eq(mst_vm_disk_mib(&def), 65520);
+    ck_assert_uint_eq(mst_vm_area_mib(&def), 65536);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("conf/refuse");
@@ -616,6 +694,7 @@ int main(void)
     tcase_add_test(tcase, binary_file_is_refused);
     tcase_add_loop_test(tcase, damaged_files_never_break_the_loader, 0, 4);
     tcase_add_test(tcase, definition_from_a_peer_is_held_to_the_same_limits);
+    tcase_add_test(tcase, disk_from_a_peer_is_held_to_the_same_limits);
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -131,6 +131,22 @@ START_TEST(without_a_usable_save_it_is_restarted_and_said_so)
 }
 END_TEST
 
+START_TEST(what_its_node_says_of_a_boot_stands_behind_the_reason_for_it)
+{
+    struct world *w = one_vm(2);
+
+    for (unsigned n = 0; n < 2; n++)
+        snprintf(w->nodes[n].start_text, sizeof(w->nodes[n].start_text), "its disk in main storage begins anew, with zeros");
+    world_vm_die(w, 0, "web01");
+    world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
+    ck_assert(world_until(w, 2000, runs_somewhere, "web01"));
+    ck_assert(world_until(w, 500, recovery_closed, NULL));
+    ck_assert_ptr_nonnull(strstr(world_rvm(w, "web01")->text, "no usable save"));
+    ck_assert_ptr_nonnull(strstr(world_rvm(w, "web01")->text, "; its disk in main storage begins anew, with zeros"));
+    world_free(w);
+}
+END_TEST
+
 START_TEST(a_save_record_that_does_not_check_is_no_save)
 {
     struct world *w = one_vm(2);
@@ -1107,6 +1123,7 @@ int main(void)
     tcase_add_test(tcase, a_report_of_an_earlier_instance_or_epoch_is_refused);
     tcase_add_test(tcase, a_peer_that_reports_another_node_dead_is_not_believed);
     tcase_add_test(tcase, without_a_usable_save_it_is_restarted_and_said_so);
+    tcase_add_test(tcase, what_its_node_says_of_a_boot_stands_behind_the_reason_for_it);
     tcase_add_test(tcase, a_save_record_that_does_not_check_is_no_save);
     tcase_add_loop_test(tcase, the_attribute_decides_what_follows_a_vm_fault, 0, 5);
     tcase_add_test(tcase, a_second_panic_within_a_minute_restarts);

@@ -428,9 +428,9 @@ static void obey_start(struct world *w, struct world_node *n, unsigned i, struct
     const struct mst_order *o = &w->mail[i].o;
     struct mst_slot *slot = world_slot(n, w->mail[i].vm, o->epoch);
 
+    snprintf(a->text, sizeof(a->text), "%s", n->start_text);
     if (n->start_err != 0) {
         a->err = n->start_err;
-        snprintf(a->text, sizeof(a->text), "%s", n->start_text);
         return;
     }
     if (o->source.node_id != 0) {

@@ -37,9 +37,9 @@ struct world_node {
     bool orders_wait;  /* orders are on their way and do not arrive yet */
     bool powered;
     bool no_fence_answer, fence_wrong_instance, save_fails;
-    int start_err; /* answer to OrderStart; 0: it starts */
-    char start_text[64];
-    uint64_t link; /* as the coordinator knows it, 0: none */
+    int start_err;       /* answer to OrderStart; 0: it starts */
+    char start_text[64]; /* and what it says with it */
+    uint64_t link;       /* as the coordinator knows it, 0: none */
     uint64_t beat, agent_beat, generation;
     struct world_vm slots[MST_VMS_PER_NODE];
     uint64_t reads_fail; /* its memory cannot be read, while its link stays */

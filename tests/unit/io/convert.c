@@ -68,6 +68,30 @@ START_TEST(a_definition_keeps_what_planning_needs_and_the_whole_message)
 }
 END_TEST
 
+START_TEST(a_disk_in_main_storage_is_planned_as_memory)
+{
+    Mainstay__VmDefinition m = message(), *back;
+    Mainstay__VmDisk file = MAINSTAY__VM_DISK__INIT, memory = MAINSTAY__VM_DISK__INIT, *disks[] = {&file, &memory};
+
+    file.path = (char *)"/tools";
+    file.has_format = 1;
+    memory.has_memory_mib = 1;
+    memory.memory_mib = 48;
+    m.has_protect = 1;
+    m.protect = MAINSTAY__PROTECT__PROTECT_LOCAL;
+    m.disks = disks;
+    m.n_disks = 2;
+    ck_assert_msg(mst_convert_definition(&m, core, &def, &why) == 0, "%s", why.text);
+    ck_assert_uint_eq(def.memory_mib, 16 + 48);
+    back = mainstay__vm_definition__unpack(NULL, def.packed_bytes, def.packed);
+    ck_assert_uint_eq(back->memory_mib, 16);
+    ck_assert_uint_eq(back->n_disks, 2);
+    mainstay__vm_definition__free_unpacked(back, NULL);
+    m.protect = MAINSTAY__PROTECT__PROTECT_NONE;
+    ck_assert_int_eq(mst_convert_definition(&m, core, &def, &why), -EINVAL);
+}
+END_TEST
+
 START_TEST(an_unknown_node_or_an_endless_command_line_is_refused)
 {
     Mainstay__VmDefinition m = message();
@@ -329,6 +353,7 @@ int main(void)
 
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, a_definition_keeps_what_planning_needs_and_the_whole_message);
+    tcase_add_test(tcase, a_disk_in_main_storage_is_planned_as_memory);
     tcase_add_test(tcase, an_unknown_node_or_an_endless_command_line_is_refused);
     tcase_add_test(tcase, every_order_reads_back_as_it_was_meant);
     tcase_add_test(tcase, every_order_about_a_mirror_reads_back_as_it_was_meant);

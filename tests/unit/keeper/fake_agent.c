@@ -110,6 +110,27 @@ static void *map_file(const char *path, size_t *ret_bytes)
     return addr;
 }
 
+/* RAM, and the disk behind it when there is one. */
+static uint8_t *map_ram(const Mainstay__Areas *areas)
+{
+    size_t bytes = areas->ram_bytes - areas->disk_bytes;
+    uint8_t *range;
+    int fd;
+
+    if (!areas->disk)
+        return map_file(areas->ram, NULL);
+    range = mmap(NULL, areas->ram_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fd = open(areas->ram, O_RDWR | O_CLOEXEC);
+    if (range == MAP_FAILED || mmap(range, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+        fatal(areas->ram);
+    close(fd);
+    fd = open(areas->disk, O_RDWR | O_CLOEXEC);
+    if (mmap(range + bytes, areas->disk_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+        fatal(areas->disk);
+    close(fd);
+    return range;
+}
+
 /* --- steps of a start; ids of requests tell which VM and which step --- */
 
 enum step { STEP_AREAS = 1, STEP_PULL, STEP_SPAWN, STEP_PUT, STEP_MARK };
@@ -302,7 +323,7 @@ static void areas_made(struct vm *vm, const Mainstay__Areas *areas)
                                     .epoch = vm->epoch,
                                     .instance = instance,
                                     .record = status->vms[areas->slot].save};
-    vm->map.ram = map_file(areas->ram, NULL);
+    vm->map.ram = map_ram(areas);
     vm->map.save = map_file(areas->save, NULL);
     vm->map.shadow = areas->shadow ? map_file(areas->shadow, NULL) : NULL;
     vm->map.delta = areas->delta ? map_file(areas->delta, NULL) : NULL;

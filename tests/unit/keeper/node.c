@@ -803,6 +803,34 @@ START_TEST(what_was_pulled_is_the_memory_of_the_save)
 }
 END_TEST
 
+START_TEST(a_disk_in_main_storage_goes_where_the_memory_goes)
+{
+    Mainstay__SaveSource source;
+    const Mainstay__Done *done;
+
+    rig->vm_disk_mib = 2;
+    both_up();
+    ck_done_ok(rig_start(1, "web01", 5, LOCAL, "x", NULL));
+    ck_assert(rig_file_there(1, "web01.e5.disk"));
+    ck_done_ok(rig_fence(1, "web01", 5));
+    if (_i) { /* the next keeper finds both files */
+        rig_keeper_signal(1, SIGKILL);
+        rig_keeper_wait(1, 5000);
+        rig_keeper_start(1);
+        ck_assert_uint_eq(rig->nodes[1].hello->hello->n_held, 1);
+        ck_assert(rig_file_there(1, "web01.e5.disk"));
+    }
+    source = source_of(1, 5);
+    done = rig_start(2, "web01", 6, LOCAL, "x", &source);
+    ck_done_ok(done);
+    ck_assert_uint_gt(done->start->bytes_pulled, 6u << 20);
+    same_ram(1, "web01.e5.disk", 2, "web01.e6.disk"); /* the fake agent changes its RAM only */
+    ck_done_ok(rig_forget(1, "web01", 5));
+    ck_assert(!rig_file_there(1, "web01.e5.ram") && !rig_file_there(1, "web01.e5.disk"));
+    ck_assert_uint_eq(rig_memory_used(1), 0);
+}
+END_TEST
+
 START_TEST(a_save_is_resumed_in_place_from_the_older_epoch)
 {
     Mainstay__SaveSource source;
@@ -1015,6 +1043,7 @@ static void add_tests(TCase *tc)
     tcase_add_loop_test(tc, a_large_vm_is_pulled_too, 0, 2);
     tcase_add_loop_test(tc, a_peer_that_goes_while_memory_is_registered_for_it_leaves_nothing_behind, 0, 4);
     tcase_add_test(tc, what_was_pulled_is_the_memory_of_the_save);
+    tcase_add_loop_test(tc, a_disk_in_main_storage_goes_where_the_memory_goes, 0, 2);
     tcase_add_test(tc, a_save_is_resumed_in_place_from_the_older_epoch);
     tcase_add_loop_test(tc, a_damaged_save_is_never_resumed, 0, 4);
     tcase_add_test(tc, a_torn_shadow_page_under_the_delta_does_not_matter);

@@ -7,8 +7,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char *append; /* the guest's */
+
+/* The guest works on a disk in main storage instead of RAM. */
+static void with_disk(bool wanted)
+{
+    rig->vm_disk_mib = wanted ? 2 : 0;
+    if (wanted)
+        append = "pages=256 pmem_mib=2";
+}
+
 static void setup(void)
 {
+    append = "pages=64";
     rig_setup();
     rig->agent = MST_TEST_REAL_AGENT;
     rig->qemu = "/usr/bin/qemu-system-x86_64";
@@ -107,7 +118,7 @@ static unsigned started(void)
     static const char *const story[] = {"process.started", "vm.runs", "checkpoint.published", NULL};
     uint64_t saves = 3;
 
-    ck_done_ok(rig_start(1, "web01", 5, MAINSTAY__PROTECT__PROTECT_LOCAL, "pages=64", NULL));
+    ck_done_ok(rig_start(1, "web01", 5, MAINSTAY__PROTECT__PROTECT_LOCAL, append, NULL));
     rig_wait_told(1, ".agent", story);
     console_follow(1);
     wait_beat(1, 3);
@@ -115,13 +126,14 @@ static unsigned started(void)
     return beat_of(1, false);
 }
 
-/* QEMU killed on one node; the guest goes on at its last checkpoint on another one, or in place. */
+/* QEMU killed on one node; the guest goes on at its last checkpoint on another one, or in place. From round 2 on with a disk. */
 START_TEST(a_guest_goes_on_where_its_checkpoint_was)
 {
     const Mainstay__Done *done;
     Mainstay__SaveSource source;
-    unsigned last, first, to = _i ? 1 : 2;
+    unsigned last, first, to = _i % 2 ? 1 : 2;
 
+    with_disk(_i >= 2);
     rig_keeper_start(1);
     rig_keeper_start(2);
     started();
@@ -131,7 +143,7 @@ START_TEST(a_guest_goes_on_where_its_checkpoint_was)
     last = beat_of(1, false);
     source = source_of(1, 5);
     ck_done_ok(rig_fence(1, "web01", 5));
-    done = rig_start(to, "web01", 6, MAINSTAY__PROTECT__PROTECT_LOCAL, "pages=64", &source);
+    done = rig_start(to, "web01", 6, MAINSTAY__PROTECT__PROTECT_LOCAL, append, &source);
     ck_done_ok(done);
     fprintf(stderr, "pulled %llu bytes in %llu us, checks %llu us, spawn %llu us, load %llu us\n",
             (unsigned long long)done->start->bytes_pulled, (unsigned long long)done->start->pull_us,
@@ -168,7 +180,7 @@ START_TEST(a_guest_that_was_saved_on_order_goes_on_elsewhere_without_a_lost_beat
     rig_run_ms(200);
     last = beat_of(1, false);
     ck_done_ok(rig_fence(1, "web01", 5));
-    ck_done_ok(rig_start(2, "web01", 6, MAINSTAY__PROTECT__PROTECT_LOCAL, "pages=64", &source));
+    ck_done_ok(rig_start(2, "web01", 6, MAINSTAY__PROTECT__PROTECT_LOCAL, append, &source));
     console_follow(2);
     wait_beat(2, last + 3);
     first = beat_of(2, true);
@@ -199,6 +211,7 @@ START_TEST(a_guest_comes_back_from_what_a_killed_keeper_left)
     Mainstay__SaveSource source;
     unsigned last;
 
+    with_disk(_i);
     rig_keeper_start(1);
     started();
     rig_run_ms(300);
@@ -208,7 +221,7 @@ START_TEST(a_guest_comes_back_from_what_a_killed_keeper_left)
     rig_keeper_start(1);
     ck_assert_uint_eq(rig->nodes[1].hello->hello->n_held, 1);
     source = source_of(1, 5);
-    ck_done_ok(rig_start(1, "web01", 6, MAINSTAY__PROTECT__PROTECT_LOCAL, "pages=64", &source));
+    ck_done_ok(rig_start(1, "web01", 6, MAINSTAY__PROTECT__PROTECT_LOCAL, append, &source));
     console_follow(1);
     wait_beat(1, last + 3);
     ck_assert_uint_gt(beat_of(1, true), 1);
@@ -225,7 +238,7 @@ static Mainstay__MirrorGrant mirrored_every(uint32_t interval_ms, uint64_t more)
     rig->checkpoint_interval_ms = interval_ms;
     rig_keeper_start(1);
     rig_keeper_start(2);
-    ck_done_ok(rig_start(1, "web01", 5, MAINSTAY__PROTECT__PROTECT_MIRROR, "pages=64", NULL));
+    ck_done_ok(rig_start(1, "web01", 5, MAINSTAY__PROTECT__PROTECT_MIRROR, append, NULL));
     console_follow(1);
     wait_beat(1, 3);
     done = rig_mirror(2, "web01", 5, 1, 0);
@@ -260,7 +273,7 @@ static void goes_on_at_its_mirror(unsigned *ret_last, unsigned *ret_first)
     source.image = 1;
     source.min_seq = done->image->seq;
     fprintf(stderr, "image verified in %llu us\n", (unsigned long long)done->image->verify_us);
-    done = rig_start(2, "web01", 6, MAINSTAY__PROTECT__PROTECT_MIRROR, "pages=64", &source);
+    done = rig_start(2, "web01", 6, MAINSTAY__PROTECT__PROTECT_MIRROR, append, &source);
     ck_done_ok(done);
     fprintf(stderr, "pulled in %llu us, checks %llu us, spawn %llu us, load %llu us\n", (unsigned long long)done->start->pull_us,
             (unsigned long long)done->start->verify_us, (unsigned long long)done->start->spawn_us,
@@ -285,6 +298,7 @@ static void loses_nothing_that_was_shown(void)
 
 START_TEST(a_guest_goes_on_at_its_mirror_when_its_node_is_gone)
 {
+    with_disk(_i);
     mirrored();
     loses_nothing_that_was_shown();
 }
@@ -352,11 +366,11 @@ int main(void)
     }
     tcase_set_timeout(tc, 240);
     tcase_add_checked_fixture(tc, setup, rig_teardown);
-    tcase_add_loop_test(tc, a_guest_goes_on_where_its_checkpoint_was, 0, 2);
+    tcase_add_loop_test(tc, a_guest_goes_on_where_its_checkpoint_was, 0, 4);
     tcase_add_test(tc, a_guest_that_was_saved_on_order_goes_on_elsewhere_without_a_lost_beat);
     tcase_add_test(tc, checkpoints_go_on_under_the_next_agent);
-    tcase_add_test(tc, a_guest_comes_back_from_what_a_killed_keeper_left);
-    tcase_add_test(tc, a_guest_goes_on_at_its_mirror_when_its_node_is_gone);
+    tcase_add_loop_test(tc, a_guest_comes_back_from_what_a_killed_keeper_left, 0, 2);
+    tcase_add_loop_test(tc, a_guest_goes_on_at_its_mirror_when_its_node_is_gone, 0, 2);
     tcase_add_loop_test(tc, what_was_shown_is_never_said_again_but_without_output_commit, 0, 2);
     tcase_add_test(tc, a_mirror_stays_one_under_the_next_agent);
     tcase_add_test(tc, a_guest_that_is_saved_on_order_is_saved_at_its_mirror_too);

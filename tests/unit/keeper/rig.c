@@ -502,7 +502,14 @@ const Mainstay__Done *rig_order(unsigned number, mst_envelope *env)
 
 static Mainstay__VmDefinition definition(const char *vm, Mainstay__Protect protect, const char *append)
 {
+    static Mainstay__VmDisk disk, *disks[] = {&disk};
     Mainstay__VmDefinition def = MAINSTAY__VM_DEFINITION__INIT;
+
+    mainstay__vm_disk__init(&disk);
+    disk.has_memory_mib = 1;
+    disk.memory_mib = rig->vm_disk_mib;
+    def.disks = disks;
+    def.n_disks = rig->vm_disk_mib && protect != MAINSTAY__PROTECT__PROTECT_NONE ? 1 : 0;
 
     def.name = (char *)vm;
     def.memory_mib = rig->vm_memory_mib;

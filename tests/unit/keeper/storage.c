@@ -29,6 +29,7 @@ static struct mst_save_writer *writer;
 static struct mst_budget budget;
 static struct mst_kept kept[MST_VMS_PER_NODE];
 static unsigned count;
+static uint64_t disk_bytes; /* of web01's RAM area */
 static struct mst_identity identity = {.cluster = "lab", .node = "n1", .node_id = 1, .host_boot_id = {1, 2, 3}};
 
 static void setup(void)
@@ -43,6 +44,7 @@ static void setup(void)
     budget = (struct mst_budget){.total_bytes = BUDGET};
     memset(kept, 0, sizeof(kept));
     count = 0;
+    disk_bytes = 0;
     why.text[0] = '\0';
 }
 
@@ -68,7 +70,8 @@ static void slot_write(const char *vm, uint64_t epoch, unsigned slot, unsigned r
                                .ram_bytes = areas.area[MST_AREA_RAM].bytes,
                                .save_bytes = areas.area[MST_AREA_SAVE].bytes,
                                .shadow_bytes = areas.area[MST_AREA_SHADOW].bytes,
-                               .delta_bytes = areas.area[MST_AREA_DELTA].bytes};
+                               .delta_bytes = areas.area[MST_AREA_DELTA].bytes,
+                               .disk_bytes = areas.disk_bytes};
 
     snprintf(body.vm, sizeof(body.vm), "%s", vm);
     mst_pub_write(status->vms[slot].info, epoch, OLD, &body, sizeof(body));
@@ -98,6 +101,7 @@ static void leave_vm(bool protect_local, unsigned checkpoints)
     struct mst_save_map map = {.ram_bytes = RAM_BYTES, .record = status->vms[SLOT].save, .epoch = 4, .instance = OLD};
 
     ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, RAM_BYTES, protect_local ? MST_AREAS_LOCAL : MST_AREAS_NONE), 0);
+    areas.disk_bytes = disk_bytes;
     ck_assert_msg(mst_areas_make(folder, &areas, &why) == 0, "%s", why.text);
     for (uint32_t i = 0; i < RAM_BYTES; i += 64)
         areas.area[MST_AREA_RAM].addr[i] = (uint8_t)(i >> 6);
@@ -193,6 +197,58 @@ START_TEST(protect_none_has_no_shadow_and_no_delta)
 }
 END_TEST
 
+static off_t size_of(const char *name)
+{
+    char path[PATH_MAX];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    return stat(path, &st) == 0 ? st.st_size : -1;
+}
+
+START_TEST(ram_and_the_disk_behind_it_are_one_area_of_two_files)
+{
+    char path[PATH_MAX], byte;
+    int fd;
+
+    disk_bytes = MST_PAGE_BYTES * 3;
+    leave_vm(true, 1);
+    ck_assert_uint_eq(areas.area[MST_AREA_RAM].bytes, RAM_BYTES); /* the budget knows only this */
+    ck_assert_int_eq(size_of("web01.e4.ram"), (off_t)(RAM_BYTES - disk_bytes));
+    ck_assert_int_eq(size_of("web01.e4.disk"), (off_t)disk_bytes);
+    ck_assert_int_eq(size_of("web01.e4.shadow"), RAM_BYTES);
+    areas.area[MST_AREA_RAM].addr[RAM_BYTES - disk_bytes - 1] = 'r';
+    areas.area[MST_AREA_RAM].addr[RAM_BYTES - disk_bytes] = 'd';
+    snprintf(path, sizeof(path), "%s/web01.e4.disk", folder);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    ck_assert_int_eq(pread(fd, &byte, 1, 0), 1);
+    ck_assert_int_eq(byte, 'd');
+    close(fd);
+    snprintf(path, sizeof(path), "%s/web01.e4.ram", folder);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    ck_assert_int_eq(pread(fd, &byte, 1, (off_t)(RAM_BYTES - disk_bytes - 1)), 1);
+    ck_assert_int_eq(byte, 'r');
+    close(fd);
+    mst_areas_unmap(folder, &areas, true);
+    ck_assert(!there("web01.e4.ram") && !there("web01.e4.disk"));
+}
+END_TEST
+
+START_TEST(areas_whose_disk_cannot_be_made_leave_nothing)
+{
+    char path[PATH_MAX];
+
+    snprintf(path, sizeof(path), "%s/web01.e4.disk", folder); /* what is no file is not removed for it */
+    ck_assert_int_eq(mkdir(path, 0700), 0);
+    ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, RAM_BYTES, MST_AREAS_LOCAL), 0);
+    areas.disk_bytes = MST_PAGE_BYTES;
+    ck_assert_int_lt(mst_areas_make(folder, &areas, &why), 0);
+    ck_assert_ptr_nonnull(strstr(why.text, "web01.e4.disk"));
+    ck_assert(!there("web01.e4.ram") && !areas.area[MST_AREA_RAM].addr);
+    areas = (struct mst_areas){0};
+}
+END_TEST
+
 START_TEST(areas_that_do_not_fit_the_tmpfs_leave_nothing)
 {
     ck_assert_int_eq(mst_areas_plan(&areas, "huge", 1, UINT64_C(65536) << 20, MST_AREAS_LOCAL), 0);
@@ -228,6 +284,55 @@ START_TEST(a_vm_with_a_whole_save_is_kept_with_its_bytes)
     ck_assert_uint_eq(kept[0].record.delta_pages, 1);
     ck_assert_uint_eq(budget.used_bytes, areas.bytes);
     ck_assert_int_eq(memcmp(kept[0].areas.area[MST_AREA_RAM].addr, areas.area[MST_AREA_RAM].addr, RAM_BYTES), 0);
+}
+END_TEST
+
+START_TEST(a_vm_with_a_disk_is_kept_with_both_files)
+{
+    static const char *const keep[] = {"status", NULL};
+
+    disk_bytes = MST_PAGE_BYTES * 5;
+    leave_vm(true, 2);
+    take_over();
+    ck_assert_uint_eq(count, 1);
+    ck_assert_uint_eq(kept[0].areas.disk_bytes, disk_bytes);
+    ck_assert_int_eq(memcmp(kept[0].areas.area[MST_AREA_RAM].addr, areas.area[MST_AREA_RAM].addr, RAM_BYTES), 0);
+    ck_assert_int_eq(mst_takeover_sweep(folder, kept, count, keep), 0);
+    ck_assert(there("web01.e4.ram") && there("web01.e4.disk"));
+}
+END_TEST
+
+START_TEST(a_vm_whose_disk_is_gone_or_of_another_size_is_dropped)
+{
+    char path[PATH_MAX];
+
+    disk_bytes = MST_PAGE_BYTES * 5;
+    leave_vm(true, 2);
+    snprintf(path, sizeof(path), "%s/web01.e4.disk", folder);
+    switch (_i) {
+    case 0:
+        ck_assert_int_eq(unlink(path), 0);
+        break;
+    case 1:
+        ck_assert_int_eq(truncate(path, MST_PAGE_BYTES * 4), 0);
+        break;
+    case 2: /* the slot says that it has another one */
+        areas.disk_bytes += MST_PAGE_BYTES;
+        slot_write("web01", 4, SLOT, MST_RUN_RUNNING);
+        break;
+    case 3: /* as large as all of RAM */
+        areas.disk_bytes = RAM_BYTES;
+        slot_write("web01", 4, SLOT, MST_RUN_RUNNING);
+        break;
+    default: /* no whole page */
+        areas.disk_bytes++;
+        slot_write("web01", 4, SLOT, MST_RUN_RUNNING);
+        break;
+    }
+    areas.disk_bytes = disk_bytes;
+    take_over();
+    ck_assert_uint_eq(count, 0);
+    ck_assert_uint_eq(budget.used_bytes, 0);
 }
 END_TEST
 
@@ -535,9 +640,13 @@ int main(void)
     tcase_add_test(tc, the_budget_refuses_with_numbers_and_gives_back);
     tcase_add_test(tc, areas_have_the_names_sizes_and_rights_of_the_layout);
     tcase_add_test(tc, protect_none_has_no_shadow_and_no_delta);
+    tcase_add_test(tc, ram_and_the_disk_behind_it_are_one_area_of_two_files);
+    tcase_add_test(tc, areas_whose_disk_cannot_be_made_leave_nothing);
     tcase_add_test(tc, areas_that_do_not_fit_the_tmpfs_leave_nothing);
     tcase_add_test(tc, a_link_in_place_of_the_folder_is_refused);
     tcase_add_test(tc, a_vm_with_a_whole_save_is_kept_with_its_bytes);
+    tcase_add_test(tc, a_vm_with_a_disk_is_kept_with_both_files);
+    tcase_add_loop_test(tc, a_vm_whose_disk_is_gone_or_of_another_size_is_dropped, 0, 5);
     tcase_add_test(tc, a_save_of_a_stopped_guest_is_kept_too);
     tcase_add_test(tc, a_vm_without_a_save_is_dropped);
     tcase_add_test(tc, no_status_area_means_nothing_is_kept);

@@ -66,6 +66,7 @@ static void fill_value(const ProtobufCFieldDescriptor *field, void *at)
 {
     ProtobufCBinaryData *bytes;
     uint32_t number = strcmp(field->name, "ram_bytes") == 0                ? MST_PAGE_BYTES
+                      : strcmp(field->name, "disk_bytes") == 0             ? MST_PAGE_BYTES
                       : strcmp(field->name, "checkpoint_interval_ms") == 0 ? 500
                                                                            : 1;
 

@@ -186,6 +186,10 @@ int mst_dirty_open(pid_t pid, const struct mst_dirty_file files[MST_DIRTY_FILES_
         file->pages = files[count].bytes / MST_PAGE_BYTES;
         dirty->pages += file->pages;
     }
+    if (dirty->pages == 0) {
+        r = mst_why_set(why, -EINVAL, "no memory to look at");
+        goto fail;
+    }
     dirty->set = calloc((dirty->pages + 63) / 64, sizeof(*dirty->set));
     if (!dirty->set) {
         r = mst_why_set(why, -ENOMEM, "no memory for dirty page tracking");

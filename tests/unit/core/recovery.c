@@ -135,13 +135,14 @@ START_TEST(what_its_node_says_of_a_boot_stands_behind_the_reason_for_it)
 {
     struct world *w = one_vm(2);
 
+    world_checkpoint(w, "web01", 0);
     for (unsigned n = 0; n < 2; n++)
         snprintf(w->nodes[n].start_text, sizeof(w->nodes[n].start_text), "its disk in main storage begins anew, with zeros");
     world_vm_die(w, 0, "web01");
     world_report(w, MST_FAULT_VM_EXITED, 0, "web01");
     ck_assert(world_until(w, 2000, runs_somewhere, "web01"));
     ck_assert(world_until(w, 500, recovery_closed, NULL));
-    ck_assert_ptr_nonnull(strstr(world_rvm(w, "web01")->text, "no usable save"));
+    ck_assert_msg(strstr(world_rvm(w, "web01")->text, "no usable save") != NULL, "it says %s", world_rvm(w, "web01")->text);
     ck_assert_ptr_nonnull(strstr(world_rvm(w, "web01")->text, "; its disk in main storage begins anew, with zeros"));
     world_free(w);
 }

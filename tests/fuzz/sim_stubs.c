@@ -42,6 +42,11 @@ void oracle_posted(const struct sim_host *host, const struct mst_link *link)
     (void)host, (void)link;
 }
 
+void oracle_left(const struct sim_task *task, uint64_t tick)
+{
+    (void)task, (void)tick;
+}
+
 void oracle_taken(const struct mst_mlog_ack *ack, bool taken)
 {
     (void)ack, (void)taken;

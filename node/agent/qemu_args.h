@@ -14,7 +14,8 @@ struct mst_qemu_where { /* the node's part of a command line; all borrowed */
     const char *accel;  /* kvm or tcg */
     const char *vm_dir; /* run directory of this VM: monitors' sockets */
     const char *ram_path;
-    bool incoming; /* a save is to be loaded: wait for migrate-incoming */
+    bool incoming; /* a save is to be loaded: wait for migrate-incoming, and then for cont */
+    bool standby;  /* it waits beside an image: until it is the VM's its monitors have other names */
 };
 
 /* Builds the command line of docs/OPERATING.md. A comma in a path or machine type is doubled, as QEMU splits there;

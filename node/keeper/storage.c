@@ -82,7 +82,8 @@ static int map_fd(int fd, uint64_t bytes, uint8_t **ret_addr)
     return 0;
 }
 
-static int file_make(const char *path, uint64_t bytes, uint8_t **ret_addr, struct mst_why *why)
+/* Of its size, all holes. Its descriptor, or -errno. */
+static int file_new(const char *path, uint64_t bytes, struct mst_why *why)
 {
     int fd, r;
 
@@ -93,12 +94,38 @@ static int file_make(const char *path, uint64_t bytes, uint8_t **ret_addr, struc
     fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return mst_why_set(why, -errno, "%s: %s", path, strerror(errno));
-    r = ftruncate(fd, (off_t)bytes) < 0 ? -errno : 0;
+    if (ftruncate(fd, (off_t)bytes) == 0)
+        return fd;
+    r = mst_why_set(why, -errno, "%s: %" PRIu64 " bytes: %s", path, bytes, strerror(errno));
+    close(fd);
+    unlink(path);
+    return r;
+}
+
+/* One of ours that is there already, of exactly that size. Its descriptor, or -EBADMSG. */
+static int file_open(const char *path, uint64_t bytes, struct mst_why *why)
+{
+    struct stat st;
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+
+    if (fd < 0)
+        return mst_why_set(why, -EBADMSG, "%s: %s", path, strerror(errno));
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() && (uint64_t)st.st_size == bytes)
+        return fd;
+    close(fd);
+    return mst_why_set(why, -EBADMSG, "%s is not a file of ours with %" PRIu64 " bytes", path, bytes);
+}
+
+static int file_make(const char *path, uint64_t bytes, bool there, uint8_t **ret_addr, struct mst_why *why)
+{
+    int fd = there ? file_open(path, bytes, why) : file_new(path, bytes, why), r;
+
+    if (fd < 0)
+        return fd;
     /* All pages now: a full tmpfs must be an error here and not a SIGBUS in QEMU. */
-    if (r == 0)
-        do
-            r = -posix_fallocate(fd, 0, (off_t)bytes);
-        while (r == -EINTR);
+    do
+        r = -posix_fallocate(fd, 0, (off_t)bytes);
+    while (r == -EINTR);
     if (r == 0)
         r = map_fd(fd, bytes, ret_addr);
     close(fd);
@@ -119,7 +146,7 @@ int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *
             continue;
         r = mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path));
         if (r == 0)
-            r = file_make(path, areas->area[i].bytes, &areas->area[i].addr, why);
+            r = file_make(path, areas->area[i].bytes, i == MST_AREA_RAM && areas->ram_there, &areas->area[i].addr, why);
         if (r < 0) {
             mst_areas_unmap(folder, areas, true);
             return r;
@@ -130,16 +157,11 @@ int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *
 
 static int file_adopt(const char *path, uint64_t bytes, uint8_t **ret_addr, struct mst_why *why)
 {
-    struct stat st;
-    int fd, r;
+    int fd = file_open(path, bytes, why), r;
 
-    fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
-        return mst_why_set(why, -EBADMSG, "%s: %s", path, strerror(errno));
-    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || (uint64_t)st.st_size != bytes)
-        r = mst_why_set(why, -EBADMSG, "%s is not a file of ours with %" PRIu64 " bytes", path, bytes);
-    else
-        r = map_fd(fd, bytes, ret_addr);
+        return fd;
+    r = map_fd(fd, bytes, ret_addr);
     close(fd);
     return r;
 }
@@ -187,6 +209,41 @@ void mst_areas_unmap(const char *folder, struct mst_areas *areas, bool unlink_fi
     }
 }
 
+int mst_ram_make(const char *folder, const struct mst_areas *image, uint64_t bytes, struct mst_why *why)
+{
+    char path[PATH_MAX];
+    int r = mst_area_path(folder, image, MST_AREA_RAM, path, sizeof(path));
+
+    if (r == 0)
+        r = file_new(path, bytes, why);
+    if (r < 0)
+        return r;
+    close(r);
+    return 0;
+}
+
+void mst_ram_remove(const char *folder, const struct mst_areas *image)
+{
+    char path[PATH_MAX];
+
+    if (mst_area_path(folder, image, MST_AREA_RAM, path, sizeof(path)) == 0)
+        unlink(path);
+}
+
+int mst_ram_hand_over(const char *folder, const struct mst_areas *image, struct mst_areas *areas)
+{
+    char from[PATH_MAX], to[PATH_MAX];
+    int r = mst_area_path(folder, image, MST_AREA_RAM, from, sizeof(from));
+
+    if (r == 0)
+        r = mst_area_path(folder, areas, MST_AREA_RAM, to, sizeof(to));
+    if (r == 0 && rename(from, to) < 0)
+        r = -errno;
+    if (r == 0)
+        areas->ram_there = true;
+    return r;
+}
+
 int mst_fixed_make(const char *folder, const char *name, size_t bytes, void **ret_addr, struct mst_why *why)
 {
     char path[PATH_MAX];
@@ -195,7 +252,7 @@ int mst_fixed_make(const char *folder, const char *name, size_t bytes, void **re
 
     r = mst_path(path, sizeof(path), "%s/%s", folder, name);
     if (r == 0)
-        r = file_make(path, bytes, &addr, why);
+        r = file_make(path, bytes, false, &addr, why);
     if (r < 0)
         return r;
     *ret_addr = addr;

@@ -64,6 +64,7 @@ static void host_init(struct sim_host *host, unsigned index)
     host->has_fence = host->is_node;
     host->conf.memory_mib = 256;
     host->conf.vcpus = 4;
+    host->conf.standby_memory_mib = 4 * MST_STANDBY_MIB;
 }
 
 struct sim_world *sim_world_new(const struct sim_conf *conf)

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static unsigned memory_mib = 16;
@@ -591,6 +592,73 @@ START_TEST(pause_by_size_of_memory)
 }
 END_TEST
 
+static long status_kib(pid_t pid, const char *key)
+{
+    char path[64], line[200];
+    long kib = -1;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    file = fopen(path, "r");
+    ck_assert_ptr_nonnull(file);
+    while (fgets(line, sizeof(line), file))
+        if (strncmp(line, key, strlen(key)) == 0)
+            sscanf(line + strlen(key), ": %ld", &kib);
+    fclose(file);
+    return kib;
+}
+
+/* What decisions/0011 leans on: it may wait over any memory, and what came there meanwhile is what it resumes from. */
+START_TEST(qemu_that_waits_writes_nothing_and_goes_on_from_what_was_put_under_it)
+{
+    static uint8_t stream[MST_DEVICE_BYTES_MAX];
+    struct world *w = world_new(1024, append_many_pages);
+    struct mst_resume *resume;
+    uint64_t bytes, start_ns, spawned_ns;
+    struct stat st;
+
+    vm_spawn(w, false);
+    ck_assert_msg(loop_until(&w->loop, has_beats, w, 30000), "no beats");
+    ckpt_new(w);
+    take(w, MST_CKPT_RUN_ON);
+    loop_for(&w->loop, 300);
+    take(w, MST_CKPT_STAY);
+    ck_assert_msg(w->err == 0 && !w->report.whole, "%s", w->why.text);
+    vm_end(w);
+    ck_assert_int_eq(unlink(w->ram_path), 0); /* the old file goes; the one that waits has another, without a page */
+    munmap((void *)(uintptr_t)w->map.ram, RAM_BYTES);
+    w->map.ram = map_new(w->ram_path, RAM_BYTES, NULL);
+    guest_mark(&w->console);
+    start_ns = mst_now_ns();
+    vm_spawn(w, true);
+    spawned_ns = mst_now_ns();
+    ask(w, "query-status", NULL);
+    loop_for(&w->loop, 1500); /* whatever it may be about to do */
+    ck_assert_int_eq(stat(w->ram_path, &st), 0);
+    ck_assert_int_eq(st.st_blocks, 0);
+    ck_assert_uint_eq(w->console.first_beat_after_mark, 0);
+    printf("start %.1f ms, waiting: %ld KiB resident, %ld of them its own\n", (double)(spawned_ns - start_ns) / 1e6,
+           status_kib(w->guest.pid, "VmRSS"), status_kib(w->guest.pid, "RssAnon"));
+
+    start_ns = mst_now_ns();
+    rebuild(w, stream, &bytes); /* under it */
+    w->done = false;
+    ck_assert_int_eq(mst_load_start(&w->loop, w->qmp, stream, bytes, 20000, on_end, w, &w->load), 0);
+    ck_assert(loop_until(&w->loop, is_done, w, 30000));
+    ck_assert_msg(w->err == 0, "load: %s", w->why.text);
+    loop_for(&w->loop, 500);
+    ck_assert_uint_eq(w->console.first_beat_after_mark, 0); /* nor does it run because it is loaded */
+    w->done = false;
+    ck_assert_int_eq(mst_resume_start(&w->loop, w->qmp, MST_RESUME_FAST, 10000, on_end, w, &resume), 0);
+    ck_assert(loop_until(&w->loop, is_done, w, 30000));
+    ck_assert_msg(w->err == 0, "cont: %s", w->why.text);
+    ck_assert_msg(loop_until(&w->loop, has_beat_after_mark, w, 20000), "no beat after resuming");
+    ck_assert_uint_le(w->console.first_beat_after_mark, w->console.beat_at_mark + 1);
+    ck_assert_uint_eq(w->console.broken, 0);
+    world_free(w);
+}
+END_TEST
+
 /* bench: measure instead. */
 int main(int argc, char **argv)
 {
@@ -615,6 +683,7 @@ int main(int argc, char **argv)
     tcase_add_test(tcase, held_guest_stands_until_it_is_resumed_and_loses_no_beat);
     tcase_add_test(tcase, a_guest_stands_and_nothing_is_committed_until_its_output_is_marked);
     tcase_add_test(tcase, panicked_guest_is_not_saved_over_its_last_good_checkpoint);
+    tcase_add_test(tcase, qemu_that_waits_writes_nothing_and_goes_on_from_what_was_put_under_it);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);

@@ -55,12 +55,12 @@ static const struct bad bads[] = {
     {NODE, NODE_HEAD "adress: 10.0.0.1\n",
      "7: adress: is not a key, did you mean address; allowed: cluster, node, id, address, port, rack, coordinators, "
      "main-storage, "
-     "memory-mib, vcpus, run-dir, state-dir, events-file, cgroup, agent, exec, qemu, accel, on-lease-lost, bridge, watchdog, "
-     "management"},
+     "memory-mib, vcpus, run-dir, state-dir, events-file, cgroup, agent, exec, qemu, accel, on-lease-lost, bridge, "
+     "standby-memory-mib, watchdog, management"},
     {NODE, NODE_HEAD "memory_mib: 16\n",
      "7: memory_mib: is not a key, did you mean memory-mib; allowed: cluster, node, id, address, port, rack, coordinators, "
      "main-storage, memory-mib, vcpus, run-dir, state-dir, events-file, cgroup, agent, exec, qemu, accel, on-lease-lost, bridge, "
-     "watchdog, management"},
+     "standby-memory-mib, watchdog, management"},
     {NODE, NODE_HEAD "coordinators:\n  - address: 10.0.0.1\n    prot: 1\n",
      "9: coordinators[0].prot: is not a key, did you mean port; allowed: address, port, management-address"},
     {NODE, NODE_HEAD "coordinators:\n  - address: 10.0.0.1\n    weight: 1\n",

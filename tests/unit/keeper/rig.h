@@ -43,6 +43,7 @@ struct rig {
     bool second;             /* keepers know of a second coordinator, at rig_address(102), which is the test's business */
     const char *agent, *qemu, *kernel; /* set by rig_setup; a test may replace them before it starts a keeper */
     uint32_t vm_memory_mib, checkpoint_interval_ms;
+    const char *append;  /* of the definition in OrderMirror, "x" unless set: that of the VM's start */
     bool output_at_once; /* VMs under protect: mirror have output-commit: false */
     char folder[96];
     struct rig_node nodes[RIG_NODES + 1]; /* by number */

@@ -115,7 +115,8 @@ static int check_sizes(const Mainstay__Areas *areas, const Mainstay__VmDefinitio
 }
 
 int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition,
-                   uint64_t epoch, uint64_t instance, struct mst_vmmap **ret_areas, int *ret_unlocked, struct mst_why *why)
+                   uint64_t epoch, uint64_t instance, bool runs, struct mst_vmmap **ret_areas, int *ret_unlocked,
+                   struct mst_why *why)
 {
     struct mst_vmmap *mapped;
     struct mst_delta_layout delta;
@@ -142,7 +143,7 @@ int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *a
     if (r < 0)
         goto fail;
     mapped->map.ram = data;
-    *ret_unlocked = mlock(data, areas->ram_bytes) < 0 ? errno : 0;
+    *ret_unlocked = mlock2(data, areas->ram_bytes, runs ? 0 : MLOCK_ONFAULT) < 0 ? errno : 0;
     r = map_file(status->folder, areas->save, mapped->save_bytes, &data, NULL, NULL, why);
     if (r < 0)
         goto fail;

@@ -25,8 +25,8 @@ READERS = 4                        # read any key
 BULK_BYTES = 16384                 # of a long answer
 PACE_S = 0.5                       # from question to question of a connection at least: an emulated guest in an emulated node answers some 30 in a second
 STALL_S = 3                        # a question that is open for so long: is the guest there at all?
-HAIL_S = 5                         # a new connection that tries to find out, as a SYN that is lost is sent again later and later
-CONNECT_S, HELLO_S = 20, 60        # for a connection, and its first answer, to come about: each may wait for a checkpoint
+HAIL_S = 10                        # so often one more connection tries to find out, as a SYN that is lost is sent again later and later
+CONNECT_S, HELLO_S = 30, 60        # for a connection, and its first answer, to come about: each may wait for a checkpoint
 GRACE_S = 5                        # the guest is there: so long at least the old connection may still go on by itself
 LONG_ANSWER = bytes(ord("a") + left % 26 for left in range(BULK_BYTES, 1, -1)) + b"\n"
 
@@ -216,10 +216,10 @@ class Client:
     async def work(self, questions):
         """One connection after the other. A question whose answer did not come is not asked again: its outcome is unknown."""
         while True:
+            await self.reached()               # one at a time tries in vain: all of them would keep a slow guest from ever answering
             try:
                 reader, writer, _ = await self.connect()
             except (OSError, EOFError):
-                await self.reached()
                 continue
             try:
                 await self.converse(questions, reader, writer)

@@ -166,7 +166,8 @@ static const struct show_column mirror_columns[] = {
     {"MIRROR", "node", NULL, 0},          {"STATE", "state", NULL, 0},
     {"COUNTS", "counts", NULL, 0},        {"SINCE", "since_wall_ms", " ms", 1},
     {"CHECKPOINT", "acked_seq", NULL, 1}, {"OF", "sent_seq", NULL, 1},
-    {"BEHIND", "behind_ms", " ms", 1},    {"NOTE", "text", NULL, 0},
+    {"BEHIND", "behind_ms", " ms", 1},    {"ACKED-AFTER", "acked_after_us", " us", 1},
+    {"SENT", "sent_bytes", " B", 1},      {"NOTE", "text", NULL, 0},
 };
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 

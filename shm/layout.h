@@ -185,7 +185,10 @@ struct mst_save_record {  /* body: which bytes make up checkpoint (vm, epoch, se
     uint32_t pace;   /* enum mst_save_pace: why */
     uint32_t trouble;         /* enum mst_save_trouble: with the next checkpoint */
     uint64_t trouble_wall_ms; /* since when */
-    uint8_t reserved[120];
+    uint64_t dirty_pages;     /* written by the guest, in all checkpoints that this agent has taken, but for the newest */
+    uint32_t pause_p50_us;    /* of the newest some hundred checkpoints, */
+    uint32_t pause_p99_us;    /* till the guest went on: pause_ns ends with the commit */
+    uint8_t reserved[104];
 };
 static_assert(sizeof(struct mst_save_record) == MST_PUB_BODY_MAX, "wire layout");
 

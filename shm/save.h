@@ -107,6 +107,8 @@ struct mst_save_note {
     enum mst_save_pace pace;
     enum mst_save_trouble trouble;
     uint64_t trouble_wall_ms;
+    uint64_t dirty_pages; /* so far */
+    uint32_t pause_p50_us, pause_p99_us;
 };
 void mst_save_note(struct mst_save_writer *writer, const struct mst_save_note *note, bool now);
 

@@ -63,6 +63,9 @@ static void publish(struct mst_save_writer *writer)
     writer->record.pace = writer->note.pace;
     writer->record.trouble = writer->note.trouble;
     writer->record.trouble_wall_ms = writer->note.trouble_wall_ms;
+    writer->record.dirty_pages = writer->note.dirty_pages;
+    writer->record.pause_p50_us = writer->note.pause_p50_us;
+    writer->record.pause_p99_us = writer->note.pause_p99_us;
     mst_pub_write(writer->map.record, writer->map.epoch, writer->map.instance, &writer->record, sizeof(writer->record));
 }
 

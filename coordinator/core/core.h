@@ -255,6 +255,8 @@ struct mst_slot { /* one VM slot of a node's main storage, checked */
     uint64_t taken_wall_ms, pause_us;
     /* For people, also without a save; 0: not said. */
     uint32_t interval_ms, pages;
+    uint64_t dirty_pages;
+    uint32_t pause_p50_us, pause_p99_us;
     uint32_t pace, trouble; /* enum mst_slot_pace, enum mst_slot_trouble */
     uint64_t trouble_wall_ms;
     uint32_t image_state; /* of an image: enum mst_slot_image */
@@ -302,6 +304,7 @@ struct mst_mirror_news { /* of the source's keeper: MirrorState */
     uint64_t epoch, log_id;
     uint32_t phase; /* enum mst_mirror_phase */
     uint64_t acked_seq, sent_seq, acked_age_ms;
+    uint64_t sent_bytes, sending_us, acked_after_us; /* for people; 0: not said */
     char text[MST_TEXT_BYTES];
 };
 void mst_core_mirror(struct mst_core *core, const struct mst_time *now, uint64_t link, const struct mst_mirror_news *news);
@@ -373,6 +376,7 @@ struct mst_mirror_look {
     bool counts;       /* the store says so */
     bool same_rack;    /* as the VM's node: both are labelled so */
     uint64_t since_wall_ms, acked_seq, sent_seq, behind_ms;
+    uint64_t sent_bytes, sending_us, acked_after_us; /* as its source said; 0: not known */
     const char *text;
 };
 struct mst_vm_look {
@@ -381,10 +385,12 @@ struct mst_vm_look {
     int node;          /* index where it runs or last ran, -1 */
     uint64_t save_seq; /* 0: none known */
     uint64_t save_wall_ms, pause_us;
-    uint32_t interval_ms, pages; /* of checkpoints at present, in the last one; 0: not known */
-    char pace[MST_TEXT_BYTES];   /* why that interval, in words */
-    const char *trouble;         /* with the next checkpoint; NULL: none */
-    uint64_t trouble_wall_ms;    /* since when */
+    uint32_t interval_ms, pages;         /* of checkpoints at present, in the last one; 0: not known */
+    uint64_t dirty_pages;                /* written by the guest, in all checkpoints of its agent */
+    uint32_t pause_p50_us, pause_p99_us; /* of the newest checkpoints; 0: not known */
+    char pace[MST_TEXT_BYTES];           /* why that interval, in words */
+    const char *trouble;                 /* with the next checkpoint; NULL: none */
+    uint64_t trouble_wall_ms;            /* since when */
     char text[MST_TEXT_BYTES];
     /* protect mirror */
     struct mst_mirror_look mirrors[MST_MIRRORS_MAX];

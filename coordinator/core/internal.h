@@ -179,6 +179,7 @@ struct mirror {
     uint64_t retry_ms;
     /* as its source told last */
     uint64_t acked_seq, sent_seq, acked_age_ms, told_ms;
+    uint64_t sent_bytes, sending_us, acked_after_us;
     uint64_t sure_ms;             /* since when it is sure, in this run */
     uint64_t waits_seq, waits_ms; /* a checkpoint that it has not acknowledged, and since when; seq 0: none */
     uint64_t lags_ms;             /* since when it lags; 0: it does not */

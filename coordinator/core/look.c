@@ -140,6 +140,9 @@ static void pace_look(const struct mst_slot *s, struct mst_vm_look *ret)
 
     ret->interval_ms = s->interval_ms;
     ret->pages = s->pages;
+    ret->dirty_pages = s->dirty_pages;
+    ret->pause_p50_us = s->pause_p50_us;
+    ret->pause_p99_us = s->pause_p99_us;
     if (s->interval_ms != 0)
         text_set(ret->pace, sizeof(ret->pace), "%s", words[s->pace]);
 }

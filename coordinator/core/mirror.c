@@ -135,6 +135,7 @@ static struct mirror *adopt(struct mst_core *core, struct vm *vm, uint32_t node_
     m->epoch = vm->d.epoch;
     m->log_id = log_id;
     m->acked_seq = m->sent_seq = m->acked_age_ms = m->waits_seq = 0;
+    m->sent_bytes = m->sending_us = m->acked_after_us = 0;
     m->text[0] = 0;
     m->retired = false;
     state_move(core, vm, m,
@@ -207,6 +208,9 @@ void mst_core_mirror(struct mst_core *core, const struct mst_time *now, uint64_t
     m->acked_seq = news->acked_seq;
     m->sent_seq = news->sent_seq;
     m->acked_age_ms = news->acked_age_ms;
+    m->sent_bytes = news->sent_bytes;
+    m->sending_us = news->sending_us;
+    m->acked_after_us = news->acked_after_us;
     m->told_ms = MAX_OF(core->now_ms, 1);
     note_lag(core, m, acked_before);
     if (m->state < MIRROR_FAILED)
@@ -714,6 +718,7 @@ static void choose(struct mst_core *core, struct vm *vm, struct mirror *m, unsig
     m->epoch = vm->d.epoch;
     m->log_id = 0;
     m->acked_seq = m->sent_seq = m->acked_age_ms = m->told_ms = m->waits_seq = 0;
+    m->sent_bytes = m->sending_us = m->acked_after_us = 0;
     m->text[0] = 0;
     m->retired = false;
     if (move)
@@ -862,6 +867,9 @@ static void mirror_look(const struct mst_core *core, const struct vm *vm, const 
     ret->acked_seq = m->acked_seq;
     ret->sent_seq = m->sent_seq;
     ret->behind_ms = m->told_ms != 0 && m->acked_seq != 0 ? m->acked_age_ms + (core->now_ms - m->told_ms) : 0;
+    ret->sent_bytes = m->sent_bytes;
+    ret->sending_us = m->sending_us;
+    ret->acked_after_us = m->acked_after_us;
     ret->text = m->text;
 }
 

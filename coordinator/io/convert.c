@@ -196,6 +196,9 @@ void mst_convert_mirror(const Mainstay__MirrorState *state, struct mst_mirror_ne
     ret->acked_seq = state->acked_seq;
     ret->sent_seq = state->sent_seq;
     ret->acked_age_ms = state->has_acked_age_ms ? state->acked_age_ms : 0;
+    ret->sent_bytes = state->has_sent_bytes ? state->sent_bytes : 0;
+    ret->sending_us = state->has_sending_us ? state->sending_us : 0;
+    ret->acked_after_us = state->has_acked_after_us ? state->acked_after_us : 0;
     copy(ret->text, sizeof(ret->text), state->text);
 }
 

@@ -56,11 +56,15 @@ static void parse_note(const struct mst_save_record *record, struct mst_slot *re
         "core.h repeats shm/layout.h");
 
     if (record->interval_ms > MST_CHECKPOINT_MS_MAX * 10 || record->pace >= MST_SLOT_PACES ||
-        record->trouble >= MST_SLOT_TROUBLES)
+        record->trouble >= MST_SLOT_TROUBLES || record->pause_p50_us > record->pause_p99_us ||
+        record->dirty_pages > UINT64_MAX / MST_PAGE_BYTES)
         return;
     ret->interval_ms = record->interval_ms;
     ret->pace = record->pace;
     ret->pages = record->pages;
+    ret->dirty_pages = record->dirty_pages;
+    ret->pause_p50_us = record->pause_p50_us;
+    ret->pause_p99_us = record->pause_p99_us;
     ret->trouble = record->trouble;
     ret->trouble_wall_ms = record->trouble_wall_ms;
 }

@@ -121,6 +121,12 @@ static void fill_mirrors(struct app *app, struct buffer *b, const struct mst_vm_
         m->since_wall_ms = from->since_wall_ms;
         m->has_behind_ms = from->acked_seq != 0;
         m->behind_ms = from->behind_ms;
+        m->has_sent_bytes = from->sent_bytes != 0;
+        m->sent_bytes = from->sent_bytes;
+        m->has_sending_us = from->sending_us != 0;
+        m->sending_us = from->sending_us;
+        m->has_acked_after_us = from->acked_after_us != 0;
+        m->acked_after_us = from->acked_after_us;
         m->has_same_rack = from->same_rack;
         m->same_rack = from->same_rack;
         m->text = from->text[0] ? (char *)from->text : NULL;
@@ -160,6 +166,11 @@ static bool add_vm(struct app *app, struct buffer *b, const struct mst_vm_look *
     v->has_interval_ms = v->has_pages = look->interval_ms != 0;
     v->interval_ms = look->interval_ms;
     v->pages = look->pages;
+    v->has_dirty_bytes = look->interval_ms != 0;
+    v->dirty_bytes = look->dirty_pages * MST_PAGE_BYTES;
+    v->has_pause_p50_us = v->has_pause_p99_us = look->pause_p99_us != 0;
+    v->pause_p50_us = look->pause_p50_us;
+    v->pause_p99_us = look->pause_p99_us;
     v->pace = look->pace[0] ? look->pace : NULL;
     v->trouble = (char *)(uintptr_t)look->trouble;
     v->has_trouble_wall_ms = look->trouble != NULL;

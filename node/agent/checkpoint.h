@@ -43,6 +43,7 @@ struct mst_ckpt_report {
     uint64_t device_bytes;
     uint64_t pages_early; /* copied while the guest ran */
     uint64_t pages_late;  /* in the checkpoint and not copied early */
+    uint64_t pages_dirty; /* written since the last one, be it with what they held; the kernel does not say: those in it */
     bool first;           /* the shadow was filled, all pages of it */
     bool whole;           /* all of RAM was taken in the pause: delta too small, or protect none */
     bool stands;          /* the guest stands still */

@@ -80,17 +80,21 @@ void mst_ckpt_early_work(uv_work_t *work)
     ckpt->work_ns = mst_now_ns() - start_ns;
 }
 
-/* Guest standing. Every page written since the last checkpoint (the marking) is in the set now, those that were copied early too. */
-static void take_late(struct mst_ckpt *ckpt)
+/* Guest standing. Every page written since the last checkpoint (the marking) is in the set now, those that were copied early too. Returns how many
+ * they are, -1: the kernel does not say. */
+static int64_t take_late(struct mst_ckpt *ckpt)
 {
-    if (!ckpt->conf.dirty || mst_dirty_look(ckpt->conf.dirty) < 0) {
+    int64_t dirty = ckpt->conf.dirty ? mst_dirty_look(ckpt->conf.dirty) : -1;
+
+    if (dirty < 0) {
         take_all(ckpt, &ckpt->report.pages_late);
-        return;
+        return -1;
     }
     for (uint64_t page = mst_dirty_next(ckpt->conf.dirty, 0); page != UINT64_MAX;
          page = mst_dirty_next(ckpt->conf.dirty, page + 1))
         if (!take(ckpt, page, &ckpt->report.pages_late))
-            return;
+            break;
+    return dirty;
 }
 
 static int put_device(struct mst_ckpt *ckpt)
@@ -128,12 +132,13 @@ void mst_ckpt_staging_work(uv_work_t *work)
 {
     struct mst_ckpt *ckpt = work->data;
     uint64_t start_ns = mst_now_ns();
+    int64_t dirty = -1;
 
     ckpt->work_err = put_device(ckpt);
     if (ckpt->work_err < 0)
         return;
     if (ckpt->way != WAY_RAM)
-        take_late(ckpt);
+        dirty = take_late(ckpt);
     MST_FAULT("checkpoint.commit", {
         ckpt->work_err = -EIO;
         return;
@@ -141,6 +146,7 @@ void mst_ckpt_staging_work(uv_work_t *work)
     MST_POINT("checkpoint.before_commit");
     ckpt->work_err = commit(ckpt);
     MST_POINT("checkpoint.after_commit");
+    ckpt->report.pages_dirty = dirty < 0 ? ckpt->report.pages_early + ckpt->report.pages_late : (uint64_t)dirty;
     /* Only now, see dirty.h. When it fails the next set is larger than it need be. */
     if (ckpt->work_err == 0 && ckpt->conf.dirty)
         mst_dirty_clear(ckpt->conf.dirty);

@@ -76,12 +76,21 @@ static void on_pong(struct mst_qmp *qmp, int err, const json_t *ret, const struc
         look_at_status(vm, ret);
 }
 
+/* Once a second, and not with every checkpoint: they are sorted for it. Goes out with the next one. */
+static void note_pauses(struct mst_vm *vm)
+{
+    vm->note.pause_p50_us = mst_stats_percentile(&vm->stats, MST_STAT_PAUSE, 50);
+    vm->note.pause_p99_us = mst_stats_percentile(&vm->stats, MST_STAT_PAUSE, 99);
+}
+
 static void on_ping(uv_timer_t *timer)
 {
     struct mst_vm *vm = timer->data;
 
-    if (vm->state == VM_RUNNING)
+    if (vm->state == VM_RUNNING) {
         mst_vm_trouble_look(vm);
+        note_pauses(vm);
+    }
     if (vm->state != VM_RUNNING || vm->ping_waits || mst_ckpt_busy(vm->ckpt))
         return; /* the commands of a checkpoint have deadlines of their own */
     if (mst_qmp_execute(vm->qmp, "query-status", NULL, -1, MST_QMP_SILENT_MS, on_pong, vm) == 0)
@@ -148,11 +157,11 @@ static void schedule_next(struct mst_vm *vm)
 static void took(struct mst_vm *vm, const struct mst_ckpt_report *report)
 {
     log_debug("vm=%s epoch=%" PRIu64 " seq=%" PRIu64 " pause=%" PRIu64 "us stop=%" PRIu64 " device=%" PRIu64 " pages=%" PRIu64
-              " cont=%" PRIu64 " early=%" PRIu64 "us apply=%" PRIu64 "us pages %" PRIu64 "+%" PRIu64 "%s device %" PRIu64
-              " bytes",
+              " cont=%" PRIu64 " early=%" PRIu64 "us apply=%" PRIu64 "us pages %" PRIu64 "+%" PRIu64 " of %" PRIu64
+              " written%s device %" PRIu64 " bytes",
               vm->definition->name, vm->epoch, report->seq, report->pause_ns / 1000, report->stop_ns / 1000,
               report->device_ns / 1000, report->pages_ns / 1000, report->cont_ns / 1000, report->early_ns / 1000,
-              report->apply_ns / 1000, report->pages_early, report->pages_late,
+              report->apply_ns / 1000, report->pages_early, report->pages_late, report->pages_dirty,
               report->first   ? " first"
               : report->whole ? " whole"
                               : "",
@@ -163,6 +172,7 @@ static void took(struct mst_vm *vm, const struct mst_ckpt_report *report)
                                   .seq = report->seq,
                                   .duration_us = report->pause_ns / 1000});
     mst_stats_add(&vm->stats, report);
+    vm->note.dirty_pages += report->pages_dirty;
     vm->took.pause_ns = report->mark_ns + report->pause_ns;
     vm->took.own_ns = mst_now_ns() - vm->ckpt_begun_ns;
     vm->took_waits = vm->put_waits > 0;

@@ -161,10 +161,30 @@ static void work(uv_work_t *work)
 
 /* --- loop --- */
 
+/* From the agent's word until the mirror's: reading, summing, waiting for a worker or for ring space are part of it. */
+static void sending_note(struct mst_mirror *m)
+{
+    bool sends = m->pending || m->acked < m->put_seq;
+
+    if (sends == (m->sending_since_ns != 0))
+        return;
+    if (!sends)
+        m->sending_ns += mst_now_ns() - m->sending_since_ns;
+    m->sending_since_ns = sends ? mst_now_ns() : 0;
+}
+
+uint64_t mst_mirror_sending_ns(const struct mst_mirror *m)
+{
+    bool sends = m->sending_since_ns != 0 && m->phase != MAINSTAY__MIRROR_PHASE__MIRROR_FAILED;
+
+    return m->sending_ns + (sends ? mst_now_ns() - m->sending_since_ns : 0);
+}
+
 static void put_ended(struct mst_mirror *m)
 {
     m->pending = false;
     m->put_seq = m->record.seq;
+    sending_note(m);
     MST_POINT("mirror.put.done");
     mst_mirror_put_done(m->vm);
 }
@@ -239,6 +259,7 @@ static void write_done(void *arg, int err)
     m->writing--;
     if (err < 0)
         return; /* the link ends, and with it the mirror */
+    m->sent_bytes += write.len;
     if (write.end > m->written) {
         m->written = write.end;
         m->completed = write;
@@ -354,6 +375,7 @@ void mst_mirror_checkpoint(struct mst_mirror *m, const struct mst_save_record *r
     m->stamps[record->seq % MST_MIRROR_STAMPS] = record->taken_boot_ns;
     m->pending = true;
     m->moved_ms = mst_now_ms();
+    sending_note(m);
     mst_mirror_go(m);
 }
 
@@ -379,7 +401,11 @@ void mst_mirror_acked(struct mst_mirror *m, const struct mst_mlog_ack *ack)
         m->blocked = false;
         m->moved_ms = mst_now_ms();
     }
-    m->acked = mst_msend_acked(m->send);
+    if (mst_msend_acked(m->send) > m->acked) {
+        m->acked = mst_msend_acked(m->send);
+        m->acked_after_ns = mst_now_ns() - m->stamps[m->acked % MST_MIRROR_STAMPS];
+        sending_note(m);
+    }
     mst_mirror_maybe_join(m);
     mst_output_go(m->vm);
 }

@@ -60,6 +60,11 @@ static void state_tell(struct mst_mirror *m)
     body.sent_seq = sent_seq(m);
     body.has_acked_age_ms = m->acked != 0 && stamp != 0;
     body.acked_age_ms = (mst_now_ns() - stamp) / MST_NS_PER_MS;
+    body.has_sent_bytes = body.has_sending_us = 1;
+    body.sent_bytes = m->sent_bytes;
+    body.sending_us = mst_mirror_sending_ns(m) / 1000;
+    body.has_acked_after_us = m->acked_after_ns != 0;
+    body.acked_after_us = m->acked_after_ns / 1000;
     if (m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_SEEDING)
         snprintf(text, sizeof(text), "%" PRIu64 " of %" PRIu64 " pages", m->filled, pages);
     body.text = m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED ? (char *)m->why.text : text;

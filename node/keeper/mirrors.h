@@ -58,8 +58,11 @@ struct mst_mirror {
     struct mst_mlog_ack ack;
     bool asked; /* said was told and is not answered yet */
     uint64_t asked_ms, moved_ms;
-    uint64_t acked, filled; /* filled: pages of the shadow that were put */
-    bool waited;            /* output waits for it */
+    uint64_t acked, filled;                /* filled: pages of the shadow that were put */
+    uint64_t sent_bytes;                   /* of WRITEs that have completed */
+    uint64_t sending_ns, sending_since_ns; /* see mst_mirror_sending_ns; since: 0: all is acknowledged */
+    uint64_t acked_after_ns;               /* so long after the guest stood still for acked */
+    bool waited;                           /* output waits for it */
     struct {
         Mainstay__MirrorPhase phase;
         uint64_t acked, sent, filled, ms;
@@ -84,6 +87,8 @@ void mst_mirror_go(struct mst_mirror *mirror); /* does what is to be done next, 
  * what it found. */
 void mst_mirror_checkpoint(struct mst_mirror *mirror, const struct mst_save_record *record, bool whole, bool known);
 void mst_mirror_acked(struct mst_mirror *mirror, const struct mst_mlog_ack *ack);
+/* How long it had, all in all, not acknowledged all that the agent had handed over. Of one that failed: up to the last acknowledgement. */
+uint64_t mst_mirror_sending_ns(const struct mst_mirror *mirror);
 /* The checkpoint that (vm's record) names. 0, -errno. */
 int mst_mirror_record(const struct mst_vm *vm, struct mst_save_record *ret_record);
 void mst_mirror_put_done(struct mst_vm *vm); /* one has got what the agent waits for */

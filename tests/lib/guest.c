@@ -23,6 +23,8 @@ static void take_line(struct guest_console *console)
         console->boots++;
     if (strncmp(console->line, "guest disk ", 11) == 0)
         snprintf(console->disk, sizeof(console->disk), "%s", console->line);
+    if (sscanf(console->line, "work %" SCNu64, &console->work) == 1)
+        return;
     if (sscanf(console->line, "beat %" SCNu64 " t=%*s witness=%15s", &beat, witness) != 2)
         return;
     if (strcmp(witness, "ok") != 0 && console->broken++ == 0)

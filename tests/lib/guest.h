@@ -18,6 +18,7 @@ struct guest_console {
     uint64_t first_beat_after_mark;
     uint64_t beat_at_mark;
     uint64_t broken; /* beat lines with another witness than ok */
+    uint64_t work;   /* of the newest `work` line: pages that the guest has worked on */
     uint64_t gaps;   /* beats whose number is not the one before + 1, but for the first after guest_mark */
     bool marked;
     char bad[512];  /* the first broken line */

@@ -59,8 +59,8 @@ class Lab:
     def lab(self, *words, check=True, timeout=300):
         return self._run([LAB, *words], check, timeout)
 
-    def up(self, nodes, coordinators=1):
-        self._run([REPO / "deploy/lab/up-with-guests", self.build, "--nodes", str(nodes), "--coordinators", str(coordinators)], True, 600)
+    def up(self, nodes, coordinators=1, *words):
+        self._run([REPO / "deploy/lab/up-with-guests", self.build, "--nodes", str(nodes), "--coordinators", str(coordinators), *words], True, 600)
 
     def down(self):
         self.lab("down", check=False)
@@ -94,11 +94,11 @@ class Lab:
         path = self.share / "log" / machine / f"{daemon}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def events(self, machine, *names):
-        """Events of these names (all when none is given) in the machine's timeline, in the order of the file."""
+    def events(self, machine, *names, file="events.jsonl"):
+        """Events of these names (all when none is given) in the machine's timeline, in the order of the file; agents have one of their own."""
         rows = []
         for suffix in (".1", ""):
-            path = self.share / "log" / machine / f"events.jsonl{suffix}"
+            path = self.share / "log" / machine / f"{file}{suffix}"
             for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
                 try:
                     row = json.loads(line)

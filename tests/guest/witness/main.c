@@ -43,6 +43,16 @@ static uint32_t udp_host;
 static uint32_t read_disk, write_disk; // a virtio-blk card
 static uint32_t pmem_mib;              // persistent memory
 
+// Work of its own between two beats, of this guest only: pages behind the witness's, each read, mixed and rewritten in
+// every line, one after the other and round again. What is done in a second is what a checkpoint takes from it.
+static struct {
+    uint32_t page_count;     // 0: none, it sleeps
+    uint32_t pages_per_beat; // then it sleeps; 0: it never does
+    uint32_t *memory;
+    uint32_t at;
+    uint32_t done; // pages, modulo 2^32
+} work;
+
 static void serial_start(void)
 {
     port_write(PORT_UART + 1, 0);    // no interrupts
@@ -103,6 +113,8 @@ static struct settings read_command_line(const struct multiboot *boot)
             take_number(p, "read_disk=", &read_disk);
             take_number(p, "write_disk=", &write_disk);
             take_number(p, "pmem_mib=", &pmem_mib);
+            take_number(p, "work=", &work.page_count);
+            take_number(p, "work_per_beat=", &work.pages_per_beat);
         }
         word_start = *p == ' ';
     }
@@ -203,6 +215,30 @@ static void *pmem_start(void)
     return disk;
 }
 
+static void work_page(void)
+{
+    uint32_t *page = work.memory + (size_t)work.at * WITNESS_PAGE_WORDS;
+    for (size_t i = 0; i < WITNESS_PAGE_WORDS; i += WITNESS_LINE_WORDS)
+        page[i] = witness_mix(page[i], work.done + (uint32_t)i);
+    work.at = work.at + 1 == work.page_count ? 0 : work.at + 1;
+    work.done++;
+}
+
+static void work_until(uint32_t due_tick)
+{
+    __asm__ volatile("sti" : : : "memory"); // before the first beat nobody has slept yet
+    for (uint32_t n = 0; (work.pages_per_beat == 0 || n < work.pages_per_beat) && (int32_t)(tick_count - due_tick) < 0; n++)
+        work_page();
+}
+
+static void work_line(void)
+{
+    text.length = 0;
+    text_add_field(&text, "work ", work.done);
+    text_add(&text, "\n");
+    serial_write(&text);
+}
+
 void guest_main(const struct multiboot *boot)
 {
     serial_start();
@@ -218,6 +254,8 @@ void guest_main(const struct multiboot *boot)
     uint32_t page_count = clamp(s.page_count, 1, limit);
     uint32_t hot_count = clamp(s.hot_count, 1, page_count);
     uint32_t interval_ms = clamp(s.interval_ms, 5, 3600000);
+    work.page_count = clamp(work.page_count, 0, limit - page_count);
+    work.memory = (uint32_t *)pages + (size_t)page_count * WITNESS_PAGE_WORDS;
 
     witness_boot_line(&text, "witness", page_count, interval_ms);
     serial_write(&text);
@@ -247,6 +285,8 @@ void guest_main(const struct multiboot *boot)
         due_tick += ticks_per_beat;
         if ((int32_t)(tick_count - due_tick) > 0)
             due_tick = tick_count; // a beat that took longer than its interval is not made up for
+        if (work.page_count != 0)
+            work_until(due_tick);
         held_beat = sleep_holding(held_beat, due_tick);
 
         witness_check_place(&witness, "register", held_beat);
@@ -282,6 +322,8 @@ void guest_main(const struct multiboot *boot)
         witness_beat_line(&text, &witness, seconds, millis % 1000);
         serial_write(&text);
         netcard_send(&text);
+        if (work.page_count != 0)
+            work_line();
 
         if (witness.beat == s.panic_beat)
             port_write(PORT_PVPANIC, 1);

@@ -1,378 +1,39 @@
 /* Checkpoints of a real guest in a real QEMU (TCG): taken while it beats, QEMU killed, resumed from shadow and delta in a new QEMU. */
 
 #include "base/clock.h"
-#include "base/file.h"
-#include "node/agent/checkpoint.h"
-#include "node/agent/load.h"
-#include "node/agent/qemu_args.h"
-#include "node/agent/resume.h"
-#include "tests/lib/guest.h"
+#include "shm/save.h"
+#include "tests/lib/saved_vm.h"
 
 #include <check.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
-static unsigned memory_mib = 16, disk_mib; /* the disk lies behind the memory, in a file of its own; 0: none */
-#define RAM_BYTES  ((uint64_t)(memory_mib + disk_mib) << 20)
-#define DISK_BYTES ((uint64_t)disk_mib << 20)
-static Mainstay__VmDisk disk = MAINSTAY__VM_DISK__INIT,
-                        *disks[] = {&disk}; /* the one that a definition gets, when it names a path or has memory */
+static unsigned memory_mib = 16, disk_mib; /* as struct saved_vm_conf says */
+static const Mainstay__VmDisk *disk;
+#define RAM_BYTES ((uint64_t)(memory_mib + disk_mib) << 20)
 
 static const char *const append_many_pages = "pages=512 interval_ms=50 hot=40";
 
-struct world {
-    uv_loop_t loop;
-    char dir[128];
-    Mainstay__VmDefinition definition;
-    struct mst_save_map map;
-    struct mst_save_layout save_layout;
-    struct mst_delta_layout delta_layout;
-    uint8_t record[2][MST_PUB_SLOT_BYTES];
-    int ram_fd, disk_fd;
-    char ram_path[160], disk_path[160];
-    struct guest guest;
-    struct guest_console console;
-    struct mst_qmp *qmp;
-    bool qmp_ready, qmp_closed;
-    struct mst_save_writer *writer;
-    struct mst_dirty *dirty;
-    struct mst_ckpt *ckpt;
-    struct mst_load *load;
-    /* of the last thing waited for */
-    bool done;
-    int err;
-    struct mst_why why;
-    struct mst_ckpt_report report;
-    unsigned panics;
-    int marks; /* what on_stands says */
-    uint64_t stands_seq;
-};
-
-static uint8_t *map_new_at(const char *path, size_t bytes, uint8_t *at, int *ret_fd)
+static struct saved_vm *vm_new(uint32_t delta_capacity, const char *append)
 {
-    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    uint8_t *data;
-
-    ck_assert_int_ge(fd, 0);
-    ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
-    data = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | (at ? MAP_FIXED : 0), fd, 0);
-    ck_assert_ptr_ne(data, MAP_FAILED);
-    if (ret_fd)
-        *ret_fd = fd;
-    else
-        close(fd);
-    return data;
+    return saved_vm_new(&(struct saved_vm_conf){.memory_mib = memory_mib,
+                                                .disk_mib = disk_mib,
+                                                .delta_capacity = delta_capacity,
+                                                .kernel = MST_TEST_WITNESS,
+                                                .append = append,
+                                                .disk = disk});
 }
 
-static uint8_t *map_new(const char *path, size_t bytes, int *ret_fd)
+static void resume_from_save(struct saved_vm *w)
 {
-    return map_new_at(path, bytes, NULL, ret_fd);
-}
+    struct saved_vm_resumed resumed;
 
-static void map_ram(struct world *w)
-{
-    uint8_t *range;
-
-    w->disk_fd = -1;
-    snprintf(w->ram_path, sizeof(w->ram_path), "%s/ram", w->dir);
-    snprintf(w->disk_path, sizeof(w->disk_path), "%s/disk", w->dir);
-    w->map.ram_bytes = RAM_BYTES;
-    range = mmap(NULL, RAM_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    ck_assert_ptr_ne(range, MAP_FAILED);
-    w->map.ram = map_new_at(w->ram_path, RAM_BYTES - DISK_BYTES, range, &w->ram_fd);
-    if (disk_mib)
-        map_new_at(w->disk_path, DISK_BYTES, range + RAM_BYTES - DISK_BYTES, &w->disk_fd);
-}
-
-static struct world *world_new(uint32_t delta_capacity, const char *append)
-{
-    struct world *w = calloc(1, sizeof(*w));
-    char path[200];
-
-    ck_assert_ptr_nonnull(w);
-    uv_loop_init(&w->loop);
-    snprintf(w->dir, sizeof(w->dir), "/dev/shm/mst-test-XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(w->dir));
-    mainstay__vm_definition__init(&w->definition);
-    w->definition.name = "probe";
-    w->definition.memory_mib = memory_mib;
-    w->definition.boot_kernel = MST_TEST_WITNESS;
-    w->definition.boot_append = (char *)(uintptr_t)append;
-    ck_assert_int_eq(mst_save_layout(RAM_BYTES, &w->save_layout), 0);
-    ck_assert_int_eq(mst_delta_layout(delta_capacity, &w->delta_layout), 0);
-    if (disk_mib || disk.path) {
-        w->definition.disks = disks;
-        w->definition.n_disks = 1;
-    }
-    disk.has_memory_mib = disk_mib != 0;
-    disk.memory_mib = disk_mib;
-    map_ram(w);
-    snprintf(path, sizeof(path), "%s/save", w->dir);
-    w->map.save = map_new(path, w->save_layout.bytes, NULL);
-    snprintf(path, sizeof(path), "%s/shadow", w->dir);
-    w->map.shadow = map_new(path, RAM_BYTES, NULL);
-    snprintf(path, sizeof(path), "%s/delta", w->dir);
-    w->map.delta = map_new(path, w->delta_layout.bytes, NULL);
-    w->map.delta_capacity = delta_capacity;
-    w->map.record = w->record;
-    w->map.epoch = 1;
-    w->map.instance = 7;
-    return w;
-}
-
-static void on_ready(struct mst_qmp *qmp, void *arg)
-{
-    (void)qmp;
-    ((struct world *)arg)->qmp_ready = true;
-}
-
-static void on_event(struct mst_qmp *qmp, const char *name, const json_t *data, void *arg)
-{
-    struct world *w = arg;
-
-    (void)qmp;
-    if (strcmp(name, "GUEST_PANICKED") == 0)
-        w->panics++;
-    if (w->ckpt)
-        mst_ckpt_event(w->ckpt, name, data);
-    if (w->load)
-        mst_load_event(w->load, name, data);
-}
-
-static void on_closed(struct mst_qmp *qmp, int err, const struct mst_why *why, void *arg)
-{
-    (void)qmp;
-    (void)err;
-    (void)why;
-    ((struct world *)arg)->qmp_closed = true;
-}
-
-static const struct mst_qmp_events qmp_events = {on_ready, on_event, on_closed};
-
-static bool is_done(void *arg)
-{
-    return ((struct world *)arg)->done;
-}
-
-static bool is_ready(void *arg)
-{
-    return ((struct world *)arg)->qmp_ready;
-}
-
-static void on_reply(struct mst_qmp *qmp, int err, const json_t *ret, const struct mst_why *why, void *arg)
-{
-    struct world *w = arg;
-
-    (void)qmp;
-    (void)ret;
-    w->done = true;
-    w->err = err;
-    w->why = *why;
-}
-
-static void ask(struct world *w, const char *command, json_t *arguments)
-{
-    w->done = false;
-    ck_assert_int_eq(mst_qmp_execute(w->qmp, command, arguments, -1, 10000, on_reply, w), 0);
-    ck_assert(loop_until(&w->loop, is_done, w, 20000));
-    ck_assert_msg(w->err == 0, "%s: %s", command, w->why.text);
-}
-
-static bool try_connect(void *arg)
-{
-    struct world *w = arg;
-    char path[200];
-
-    ck_assert_msg(!guest_gone(&w->guest), "QEMU ended: see %s/qemu.log", w->dir);
-    snprintf(path, sizeof(path), "%s/qmp.sock", w->dir);
-    return mst_qmp_connect(&w->loop, path, 20000, &qmp_events, w, &w->qmp) == 0;
-}
-
-static void vm_spawn(struct world *w, bool incoming)
-{
-    struct mst_qemu_where where = {.qemu = "qemu-system-x86_64",
-                                   .accel = "tcg",
-                                   .vm_dir = w->dir,
-                                   .ram_path = w->ram_path,
-                                   .disk_path = w->disk_path,
-                                   .incoming = incoming};
-    struct mst_why why;
-    char log_path[200], **argv;
-
-    snprintf(log_path, sizeof(log_path), "%s/qemu.log", w->dir);
-    ck_assert_int_eq(mst_qemu_args(&w->definition, "probe", &where, &argv, &why), 0);
-    ck_assert_int_eq(guest_spawn(&w->guest, &w->loop, argv, log_path, &w->console), 0);
-    mst_qemu_args_free(argv);
-    w->qmp_ready = w->qmp_closed = false;
-    ck_assert(loop_until(&w->loop, try_connect, w, 20000));
-    ck_assert(loop_until(&w->loop, is_ready, w, 20000));
-    ask(w, "migrate-set-capabilities",
-        json_pack("{s:[{s:s,s:b},{s:s,s:b}]}", "capabilities", "capability", "x-ignore-shared", "state", 1, "capability",
-                  "events", "state", 1));
-    ask(w, "migrate-set-parameters", json_pack("{s:I}", "max-bandwidth", (json_int_t)1 << 40));
-}
-
-static void on_ckpt(struct mst_ckpt *ckpt, int err, const struct mst_ckpt_report *report, const struct mst_why *why, void *arg)
-{
-    struct world *w = arg;
-
-    (void)ckpt;
-    w->done = true;
-    w->err = err;
-    w->why = *why;
-    w->report = *report;
-}
-
-static void on_silent(struct mst_ckpt *ckpt, const struct mst_why *why, void *arg)
-{
-    (void)ckpt;
-    (void)why;
-    (void)arg;
-}
-
-static int on_stands(struct mst_ckpt *ckpt, uint64_t seq, void *arg)
-{
-    struct world *w = arg;
-
-    (void)ckpt;
-    w->stands_seq = seq;
-    return w->marks;
-}
-
-static const struct mst_ckpt_events ckpt_events = {on_ckpt, on_silent, NULL, on_stands};
-
-static void ckpt_new(struct world *w)
-{
-    struct mst_ckpt_conf conf = {.loop = &w->loop, .qmp = w->qmp, .map = &w->map, .silent_ms = MST_QMP_SILENT_MS};
-    const struct mst_dirty_file files[MST_DIRTY_FILES_MAX] = {{w->ram_fd, RAM_BYTES - DISK_BYTES}, {w->disk_fd, DISK_BYTES}};
-    struct mst_why why;
-
-    if (mst_dirty_probe(&why) == 0)
-        ck_assert_msg(mst_dirty_open(w->guest.pid, files, &w->dirty, &why) == 0, "%s", why.text);
-    ck_assert_int_eq(mst_save_writer_new(&w->map, &w->writer), 0);
-    conf.writer = w->writer;
-    conf.dirty = w->dirty;
-    ck_assert_int_eq(mst_ckpt_new(&conf, &ckpt_events, w, &w->ckpt), 0);
-}
-
-static void on_freed(void *arg)
-{
-    ((struct world *)arg)->done = true;
-}
-
-static void vm_end(struct world *w)
-{
-    guest_kill(&w->guest);
-    if (w->ckpt) {
-        w->done = false;
-        mst_ckpt_free(w->ckpt, on_freed, w);
-        w->ckpt = NULL;
-        ck_assert(loop_until(&w->loop, is_done, w, 10000));
-    }
-    mst_save_writer_free(w->writer);
-    w->writer = NULL;
-    mst_dirty_close(w->dirty);
-    w->dirty = NULL;
-    mst_qmp_close(w->qmp);
-    w->qmp = NULL;
-}
-
-static void take(struct world *w, enum mst_ckpt_mode mode)
-{
-    w->done = false;
-    ck_assert_int_eq(mst_ckpt_take(w->ckpt, mode), 0);
-    ck_assert(loop_until(&w->loop, is_done, w, 20000));
-}
-
-static bool has_beats(void *arg)
-{
-    return ((struct world *)arg)->console.beats >= 5;
-}
-
-static bool has_beat_after_mark(void *arg)
-{
-    return ((struct world *)arg)->console.first_beat_after_mark != 0;
-}
-
-/* RAM as the newest record has it, put into the RAM file; the stream into ret_stream. As a keeper does after a pull. */
-static void rebuild(struct world *w, uint8_t *ret_stream, uint64_t *ret_bytes)
-{
-    uint8_t *ram = (uint8_t *)(uintptr_t)w->map.ram;
-    struct mst_save_record record;
-    struct mst_pub_head head;
-    struct mst_why why = {""};
-
-    ck_assert_int_eq(mst_pub_read(w->record, &head, &record, sizeof(record)), 0);
-    ck_assert_msg(mst_save_record_check(&record, RAM_BYTES, w->map.delta_capacity, &why) == 0, "%s", why.text);
-    if (record.source == MST_SAVE_SHADOW) {
-        const struct mst_delta_entry *table = (const void *)(w->map.delta + w->delta_layout.table_off);
-
-        memcpy(ram, w->map.shadow, RAM_BYTES);
-        ck_assert_msg(mst_delta_table_check(&record, table, &why) == 0, "%s", why.text);
-        ck_assert_msg(mst_delta_overlay(&record, table, w->map.delta + w->delta_layout.data_off, ram, &why) == 0, "%s", why.text);
-    }
-    memcpy(ret_stream, w->map.save + w->save_layout.device_off[record.device_slot], record.device_bytes);
-    ck_assert_uint_eq(mst_crc32c(ret_stream, record.device_bytes), record.device_crc32c);
-    *ret_bytes = record.device_bytes;
-}
-
-static void on_end(int err, const struct mst_why *why, void *arg)
-{
-    struct world *w = arg;
-
-    w->done = true;
-    w->err = err;
-    w->why = *why;
-    w->load = NULL;
-}
-
-static void resume_from_save(struct world *w)
-{
-    static uint8_t stream[MST_DEVICE_BYTES_MAX];
-    struct mst_resume *resume;
-    uint64_t bytes, start_ns;
-
-    rebuild(w, stream, &bytes);
-    guest_mark(&w->console);
-    vm_spawn(w, true);
-    w->done = false;
-    start_ns = mst_now_ns();
-    ck_assert_int_eq(mst_load_start(&w->loop, w->qmp, stream, bytes, 20000, on_end, w, &w->load), 0);
-    ck_assert(loop_until(&w->loop, is_done, w, 30000));
-    ck_assert_msg(w->err == 0, "load: %s", w->why.text);
-    w->done = false;
-    ck_assert_int_eq(mst_resume_start(&w->loop, w->qmp, MST_RESUME_FAST, 10000, on_end, w, &resume), 0);
-    ck_assert(loop_until(&w->loop, is_done, w, 30000));
-    ck_assert_msg(w->err == 0, "cont: %s", w->why.text);
-    printf("load to running %.1f ms, %" PRIu64 " bytes of device state\n", (double)(mst_now_ns() - start_ns) / 1e6, bytes);
-    ck_assert_msg(loop_until(&w->loop, has_beat_after_mark, w, 20000), "no beat after resuming");
-}
-
-static void world_free(struct world *w)
-{
-    char command[200];
-
-    vm_end(w);
-    uv_run(&w->loop, UV_RUN_DEFAULT);
-    ck_assert_int_eq(uv_loop_close(&w->loop), 0);
-    munmap((void *)(uintptr_t)w->map.ram, RAM_BYTES);
-    munmap(w->map.save, w->save_layout.bytes);
-    munmap(w->map.shadow, RAM_BYTES);
-    munmap(w->map.delta, w->delta_layout.bytes);
-    close(w->ram_fd);
-    if (w->disk_fd >= 0)
-        close(w->disk_fd);
-    disk_mib = 0;
-    mainstay__vm_disk__init(&disk);
-    snprintf(command, sizeof(command), "rm -rf %s", w->dir);
-    ck_assert_int_eq(system(command), 0);
-    free(w);
+    saved_vm_resume(w, &resumed);
+    printf("load to running %.1f ms, %" PRIu64 " bytes of device state\n", (double)resumed.load_ns / 1e6, resumed.device_bytes);
 }
 
 static int by_size(const void *left, const void *right)
@@ -393,23 +54,23 @@ static void print_split(const char *name, uint64_t *values, unsigned count)
 
 START_TEST(killed_guest_goes_on_from_its_last_checkpoint_with_its_memory_intact)
 {
-    struct world *w = world_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
+    struct saved_vm *w = vm_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
     static uint64_t stop[ROUNDS], device[ROUNDS], pages[ROUNDS], cont[ROUNDS], pause[ROUNDS];
     uint64_t early = 0, late = 0;
     unsigned count = 0;
 
-    vm_spawn(w, false);
-    ck_assert_msg(loop_until(&w->loop, has_beats, w, 30000), "no beats");
+    saved_vm_spawn(w, false);
+    ck_assert_msg(loop_until(&w->loop, saved_vm_has_beats, w, 30000), "no beats");
     ck_assert_uint_eq(w->console.boots, 1);
-    ckpt_new(w);
-    take(w, MST_CKPT_RUN_ON);
+    saved_vm_checkpoints(w);
+    saved_vm_take(w, MST_CKPT_RUN_ON);
     ck_assert_msg(w->err == 0, "%s", w->why.text);
     ck_assert(w->report.first && !w->report.whole);
     printf("first: pause %.1f ms, marking %.1f ms, pages %.1f ms, %" PRIu64 " late pages\n", (double)w->report.pause_ns / 1e6,
            (double)w->report.mark_ns / 1e6, (double)w->report.pages_ns / 1e6, w->report.pages_late);
     for (; count < ROUNDS; count++) {
         loop_for(&w->loop, 100);
-        take(w, MST_CKPT_RUN_ON);
+        saved_vm_take(w, MST_CKPT_RUN_ON);
         ck_assert_msg(w->err == 0, "%s", w->why.text);
         ck_assert(!w->report.whole);
         stop[count] = w->report.stop_ns;
@@ -417,6 +78,7 @@ START_TEST(killed_guest_goes_on_from_its_last_checkpoint_with_its_memory_intact)
         pages[count] = w->report.pages_ns;
         cont[count] = w->report.cont_ns;
         pause[count] = w->report.pause_ns;
+        ck_assert_uint_ge(w->report.pages_dirty, w->report.pages_early + w->report.pages_late);
         early += w->report.pages_early;
         late += w->report.pages_late;
     }
@@ -429,7 +91,7 @@ START_TEST(killed_guest_goes_on_from_its_last_checkpoint_with_its_memory_intact)
     print_split("pause", pause, count);
     ck_assert_uint_eq(w->report.seq, ROUNDS + 1);
     loop_for(&w->loop, 70); /* beats that are lost with QEMU */
-    vm_end(w);
+    saved_vm_end(w);
     resume_from_save(w);
     printf("beat %" PRIu64 " before the kill, %" PRIu64 " after resuming\n", w->console.beat_at_mark,
            w->console.first_beat_after_mark);
@@ -439,7 +101,7 @@ START_TEST(killed_guest_goes_on_from_its_last_checkpoint_with_its_memory_intact)
     ck_assert_msg(w->console.broken == 0, "%s", w->console.bad);
     ck_assert_uint_eq(w->console.gaps, 0);
     ck_assert_uint_eq(w->console.boots, 1);
-    world_free(w);
+    saved_vm_free(w);
 }
 END_TEST
 
@@ -448,60 +110,61 @@ START_TEST(guest_that_never_stops_writing_is_never_saved_torn)
 {
     /* It writes most of the time, so nearly every checkpoint has pages that change between their early copy and the pause. */
     static const char *const append[] = {"pages=600 interval_ms=5 hot=100", "pages=600 interval_ms=5 hot=100 pmem_mib=3"};
-    struct world *w;
+    struct saved_vm *w;
 
     disk_mib = _i ? 3 : 0;
-    w = world_new(mst_delta_capacity(RAM_BYTES), append[_i]);
-    vm_spawn(w, false);
-    ck_assert(loop_until(&w->loop, has_beats, w, 30000));
+    w = vm_new(mst_delta_capacity(RAM_BYTES), append[_i]);
+    saved_vm_spawn(w, false);
+    ck_assert(loop_until(&w->loop, saved_vm_has_beats, w, 30000));
     for (unsigned life = 0; life < 6; life++) {
-        ckpt_new(w);
+        saved_vm_checkpoints(w);
         for (unsigned i = 0; i < 12; i++) {
-            take(w, MST_CKPT_RUN_ON);
+            saved_vm_take(w, MST_CKPT_RUN_ON);
             ck_assert_msg(w->err == 0, "%s", w->why.text);
             loop_for(&w->loop, 7 + life);
         }
-        vm_end(w);
+        saved_vm_end(w);
         resume_from_save(w);
         loop_for(&w->loop, 400);
         ck_assert_msg(w->console.broken == 0, "life %u: %s", life, w->console.bad);
         ck_assert_uint_eq(w->console.gaps, 0);
     }
-    world_free(w);
+    saved_vm_free(w);
+    disk_mib = 0;
 }
 END_TEST
 
 START_TEST(delta_too_small_for_the_dirty_pages_falls_back_to_a_whole_checkpoint)
 {
-    struct world *w = world_new(8, append_many_pages);
+    struct saved_vm *w = vm_new(8, append_many_pages);
 
-    vm_spawn(w, false);
-    ck_assert(loop_until(&w->loop, has_beats, w, 30000));
-    ckpt_new(w);
+    saved_vm_spawn(w, false);
+    ck_assert(loop_until(&w->loop, saved_vm_has_beats, w, 30000));
+    saved_vm_checkpoints(w);
     for (unsigned i = 0; i < 6; i++) {
-        take(w, MST_CKPT_RUN_ON);
+        saved_vm_take(w, MST_CKPT_RUN_ON);
         ck_assert_msg(w->err == 0, "%s", w->why.text);
         ck_assert(w->report.whole == (i > 0));
         loop_for(&w->loop, 100);
     }
-    vm_end(w);
+    saved_vm_end(w);
     resume_from_save(w);
     loop_for(&w->loop, 1500);
     ck_assert_msg(w->console.broken == 0, "%s", w->console.bad);
     ck_assert_uint_eq(w->console.gaps, 0);
-    world_free(w);
+    saved_vm_free(w);
 }
 END_TEST
 
 START_TEST(held_guest_stands_until_it_is_resumed_and_loses_no_beat)
 {
-    struct world *w = world_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
+    struct saved_vm *w = vm_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
     uint64_t beats;
 
-    vm_spawn(w, false);
-    ck_assert(loop_until(&w->loop, has_beats, w, 30000));
-    ckpt_new(w);
-    take(w, MST_CKPT_STAY);
+    saved_vm_spawn(w, false);
+    ck_assert(loop_until(&w->loop, saved_vm_has_beats, w, 30000));
+    saved_vm_checkpoints(w);
+    saved_vm_take(w, MST_CKPT_STAY);
     ck_assert_msg(w->err == 0, "%s", w->why.text);
     ck_assert(w->report.stands);
     loop_for(&w->loop, 50);
@@ -511,31 +174,31 @@ START_TEST(held_guest_stands_until_it_is_resumed_and_loses_no_beat)
     ck_assert_int_eq(mst_ckpt_take(w->ckpt, MST_CKPT_RUN_ON), -EBUSY);
     w->done = false;
     ck_assert_int_eq(mst_ckpt_resume(w->ckpt), 0);
-    ck_assert(loop_until(&w->loop, is_done, w, 10000));
+    ck_assert(loop_until(&w->loop, saved_vm_is_done, w, 10000));
     ck_assert_msg(w->err == 0, "%s", w->why.text);
     loop_for(&w->loop, 500);
     ck_assert_uint_gt(w->console.beats, beats);
     ck_assert_uint_eq(w->console.gaps, 0);
-    take(w, MST_CKPT_RUN_ON);
+    saved_vm_take(w, MST_CKPT_RUN_ON);
     ck_assert_msg(w->err == 0, "%s", w->why.text);
-    world_free(w);
+    saved_vm_free(w);
 }
 END_TEST
 
 static bool stands(void *arg)
 {
-    return ((struct world *)arg)->stands_seq != 0;
+    return ((struct saved_vm *)arg)->stands_seq != 0;
 }
 
 START_TEST(a_guest_stands_and_nothing_is_committed_until_its_output_is_marked)
 {
-    struct world *w = world_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
+    struct saved_vm *w = vm_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
     uint64_t seq, beats;
 
-    vm_spawn(w, false);
-    ck_assert(loop_until(&w->loop, has_beats, w, 30000));
-    ckpt_new(w);
-    take(w, MST_CKPT_RUN_ON);
+    saved_vm_spawn(w, false);
+    ck_assert(loop_until(&w->loop, saved_vm_has_beats, w, 30000));
+    saved_vm_checkpoints(w);
+    saved_vm_take(w, MST_CKPT_RUN_ON);
     ck_assert_msg(w->err == 0, "%s", w->why.text);
     seq = w->report.seq;
     w->marks = 1;
@@ -551,44 +214,44 @@ START_TEST(a_guest_stands_and_nothing_is_committed_until_its_output_is_marked)
     ck_assert_uint_eq(w->console.beats, beats);
     ck_assert_uint_eq(mst_save_seq(w->writer), seq);
     mst_ckpt_marked(w->ckpt);
-    ck_assert(loop_until(&w->loop, is_done, w, 20000));
+    ck_assert(loop_until(&w->loop, saved_vm_is_done, w, 20000));
     ck_assert_msg(w->err == 0, "%s", w->why.text);
     ck_assert_uint_eq(w->report.seq, seq + 1);
     mst_ckpt_marked(w->ckpt); /* once more: nothing */
     loop_for(&w->loop, 500);
     ck_assert_uint_gt(w->console.beats, beats);
     w->marks = -ENOTCONN; /* it cannot be marked: not committed, and the guest runs */
-    take(w, MST_CKPT_RUN_ON);
+    saved_vm_take(w, MST_CKPT_RUN_ON);
     ck_assert_int_eq(w->err, -EIO);
     ck_assert(!w->report.stands);
     ck_assert_uint_eq(mst_save_seq(w->writer), seq + 1);
-    world_free(w);
+    saved_vm_free(w);
 }
 END_TEST
 
 static bool has_panicked(void *arg)
 {
-    return ((struct world *)arg)->panics > 0;
+    return ((struct saved_vm *)arg)->panics > 0;
 }
 
 START_TEST(panicked_guest_is_not_saved_over_its_last_good_checkpoint)
 {
-    struct world *w = world_new(mst_delta_capacity(RAM_BYTES), "pages=64 interval_ms=50 hot=8 panic_at=20");
+    struct saved_vm *w = vm_new(mst_delta_capacity(RAM_BYTES), "pages=64 interval_ms=50 hot=8 panic_at=20");
     uint64_t seq;
 
-    vm_spawn(w, false);
-    ck_assert(loop_until(&w->loop, has_beats, w, 30000));
-    ckpt_new(w);
-    take(w, MST_CKPT_RUN_ON);
+    saved_vm_spawn(w, false);
+    ck_assert(loop_until(&w->loop, saved_vm_has_beats, w, 30000));
+    saved_vm_checkpoints(w);
+    saved_vm_take(w, MST_CKPT_RUN_ON);
     ck_assert_msg(w->err == 0, "%s", w->why.text);
     seq = w->report.seq;
     ck_assert(loop_until(&w->loop, has_panicked, w, 20000));
     ck_assert_int_eq(mst_ckpt_take(w->ckpt, MST_CKPT_RUN_ON), -ECANCELED);
     ck_assert_uint_eq(mst_save_seq(w->writer), seq);
-    vm_end(w);
+    saved_vm_end(w);
     resume_from_save(w);
     ck_assert_uint_lt(w->console.first_beat_after_mark, 20);
-    world_free(w);
+    saved_vm_free(w);
 }
 END_TEST
 
@@ -600,19 +263,19 @@ START_TEST(pause_by_size_of_memory)
 
     for (unsigned s = 0; s < sizeof(sizes_mib) / sizeof(sizes_mib[0]); s++) {
         uint64_t copied = 0;
-        struct world *w;
+        struct saved_vm *w;
 
         memory_mib = sizes_mib[s];
-        w = world_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
+        w = vm_new(mst_delta_capacity(RAM_BYTES), append_many_pages);
         memset((void *)(uintptr_t)w->map.ram, 0, RAM_BYTES); /* as if locked: all of it is there */
-        vm_spawn(w, false);
-        ck_assert_msg(loop_until(&w->loop, has_beats, w, 30000), "no beats");
-        ckpt_new(w);
-        take(w, MST_CKPT_RUN_ON);
+        saved_vm_spawn(w, false);
+        ck_assert_msg(loop_until(&w->loop, saved_vm_has_beats, w, 30000), "no beats");
+        saved_vm_checkpoints(w);
+        saved_vm_take(w, MST_CKPT_RUN_ON);
         ck_assert_msg(w->err == 0, "%s", w->why.text);
         for (unsigned i = 0; i < ROUNDS; i++) {
             loop_for(&w->loop, 100);
-            take(w, MST_CKPT_RUN_ON);
+            saved_vm_take(w, MST_CKPT_RUN_ON);
             ck_assert_msg(w->err == 0 && !w->report.whole, "%s", w->why.text);
             device[i] = w->report.device_ns;
             pages[i] = w->report.pages_ns;
@@ -626,7 +289,7 @@ START_TEST(pause_by_size_of_memory)
         print_split("device", device, ROUNDS);
         print_split("pages", pages, ROUNDS);
         print_split("pause", pause, ROUNDS);
-        world_free(w);
+        saved_vm_free(w);
     }
 }
 END_TEST
@@ -640,30 +303,31 @@ START_TEST(pause_by_kind_of_disk)
                                          "pages=512 interval_ms=50 hot=40 read_disk=1",
                                          "pages=512 interval_ms=50 hot=40 pmem_mib=64"};
     static uint64_t stop[ROUNDS], device[ROUNDS], pages[ROUNDS], cont[ROUNDS], pause[ROUNDS];
+    Mainstay__VmDisk file = MAINSTAY__VM_DISK__INIT;
     char path[64], command[300];
-    struct world *w;
+    struct saved_vm *w;
 
     snprintf(path, sizeof(path), "/var/tmp/mst-bench-disk-%d", (int)getpid());
-    mainstay__vm_disk__init(&disk);
     for (unsigned k = 0; k < 4; k++) {
         if (k == 1 || k == 2) {
             snprintf(command, sizeof(command), "qemu-img create -q -f %s %s 64M", k == 1 ? "raw" : "qcow2", path);
             ck_assert_int_eq(system(command), 0);
-            disk.path = path;
-            disk.has_format = 1;
-            disk.format = k == 1 ? MAINSTAY__DISK_FORMAT__DISK_RAW : MAINSTAY__DISK_FORMAT__DISK_QCOW2;
+            file.path = path;
+            file.has_format = 1;
+            file.format = k == 1 ? MAINSTAY__DISK_FORMAT__DISK_RAW : MAINSTAY__DISK_FORMAT__DISK_QCOW2;
         }
+        disk = k == 1 || k == 2 ? &file : NULL;
         disk_mib = k == 3 ? 64 : 0;
-        w = world_new(mst_delta_capacity(RAM_BYTES), append[k]);
+        w = vm_new(mst_delta_capacity(RAM_BYTES), append[k]);
         memset((void *)(uintptr_t)w->map.ram, 0, RAM_BYTES);
-        vm_spawn(w, false);
-        ck_assert_msg(loop_until(&w->loop, has_beats, w, 30000), "no beats");
-        ckpt_new(w);
-        take(w, MST_CKPT_RUN_ON);
+        saved_vm_spawn(w, false);
+        ck_assert_msg(loop_until(&w->loop, saved_vm_has_beats, w, 30000), "no beats");
+        saved_vm_checkpoints(w);
+        saved_vm_take(w, MST_CKPT_RUN_ON);
         ck_assert_msg(w->err == 0, "%s", w->why.text);
         for (unsigned i = 0; i < ROUNDS; i++) {
             loop_for(&w->loop, 100);
-            take(w, MST_CKPT_RUN_ON);
+            saved_vm_take(w, MST_CKPT_RUN_ON);
             ck_assert_msg(w->err == 0 && !w->report.whole, "%s", w->why.text);
             stop[i] = w->report.stop_ns;
             device[i] = w->report.device_ns;
@@ -677,7 +341,7 @@ START_TEST(pause_by_kind_of_disk)
         print_split("pages", pages, ROUNDS);
         print_split("cont", cont, ROUNDS);
         print_split("pause", pause, ROUNDS);
-        world_free(w);
+        saved_vm_free(w);
         unlink(path);
     }
 }

@@ -184,7 +184,8 @@ START_TEST(percentiles_are_those_of_the_newest)
     ck_assert_uint_eq(mst_stats_percentile(&stats, MST_STAT_PAUSE, 50), 0);
     for (unsigned i = 1; i <= 100; i++)
         mst_stats_add(&stats,
-                      &(struct mst_ckpt_report){.pause_ns = i * 1000000ull, .stop_ns = 7000, .pages_early = 2, .pages_late = 3});
+                      &(struct mst_ckpt_report){
+                          .pause_ns = i * 1000000ull, .stop_ns = 7000, .pages_early = 2, .pages_late = 3, .pages_dirty = 9});
     ck_assert_uint_eq(mst_stats_percentile(&stats, MST_STAT_PAUSE, 50), 50000);
     ck_assert_uint_eq(mst_stats_percentile(&stats, MST_STAT_PAUSE, 99), 99000);
     ck_assert_uint_eq(mst_stats_percentile(&stats, MST_STAT_PAUSE, 100), 100000);
@@ -192,7 +193,13 @@ START_TEST(percentiles_are_those_of_the_newest)
         mst_stats_add(&stats, &(struct mst_ckpt_report){.pause_ns = 3000});
     ck_assert_uint_eq(mst_stats_percentile(&stats, MST_STAT_PAUSE, 99), 3);
     ck_assert_ptr_nonnull(strstr(mst_stats_text(&stats, text, sizeof(text)), "checkpoints=612 failed=0"));
+    ck_assert_ptr_nonnull(strstr(text, " pages=0 dirty=1 us(p50/p99) pause=3/3 ")); /* 500 and 900 pages in 612 */
     ck_assert_uint_eq(stats.taken, 0);
+    ck_assert_uint_eq(mst_stats_percentile(&stats, MST_STAT_PAUSE, 50),
+                      3); /* who asks is told of the newest, whenever the log was written */
+    mst_stats_add(&stats, &(struct mst_ckpt_report){.pause_ns = 9000});
+    ck_assert_uint_eq(mst_stats_percentile(&stats, MST_STAT_PAUSE, 100), 9);
+    ck_assert_uint_eq(stats.taken, 1);
 }
 END_TEST
 

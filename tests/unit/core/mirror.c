@@ -119,11 +119,17 @@ START_TEST(status_says_how_often_checkpoints_come_and_what_is_wrong_with_the_nex
     slot = world_slot(&w->nodes[0], VM, 1);
     slot->interval_ms = 480;
     slot->pages = 12000;
+    slot->dirty_pages = 70000;
+    slot->pause_p50_us = 4000;
+    slot->pause_p99_us = 9000;
     slot->pace = MST_SLOT_PACE_STALL;
     w->nodes[0].generation++;
     world_run(w, 2000);
     ck_assert_uint_eq(look(w).interval_ms, 480);
     ck_assert_uint_eq(look(w).pages, 12000);
+    ck_assert_uint_eq(look(w).dirty_pages, 70000);
+    ck_assert_uint_eq(look(w).pause_p50_us, 4000);
+    ck_assert_uint_eq(look(w).pause_p99_us, 9000);
     ck_assert_ptr_nonnull(strstr(look(w).pace, "stand still"));
     ck_assert_ptr_null(look(w).trouble);
     ck_assert_str_eq(look(w).text, "");
@@ -238,6 +244,31 @@ START_TEST(the_label_of_the_coordinators_file_counts_more_than_what_a_node_says)
     start_mirrored(w, MST_MIRROR_APART_RACK);
     ck_assert(world_until(w, 5000, is_mirrored, VM));
     ck_assert_uint_eq(mirror_of(w), 1);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(what_a_source_says_of_its_sending_is_shown_of_this_mirror_and_not_of_the_one_before)
+{
+    struct world *w = mirrored_vm(3);
+    unsigned first = mirror_of(w);
+
+    world_run(w, 2000);
+    ck_assert_uint_eq(look(w).mirrors[0].acked_seq, 7);
+    ck_assert_uint_eq(look(w).mirrors[0].sent_bytes, 7000); /* as world_mirror.c tells it */
+    ck_assert_uint_eq(look(w).mirrors[0].sending_us, 70);
+    ck_assert_uint_eq(look(w).mirrors[0].acked_after_us, 1500);
+    power_off(w, first);
+    for (unsigned i = 0; i < 200; i++) {
+        struct mst_vm_look l;
+
+        world_run(w, 100);
+        l = look(w);
+        for (unsigned n = 0; n < l.mirrors_count; n++)
+            ck_assert_uint_eq(l.mirrors[n].sent_bytes, l.mirrors[n].acked_seq * 1000);
+    }
+    ck_assert(is_mirrored(w, VM));
+    ck_assert_uint_ne(mirror_of(w), first);
     world_free(w);
 }
 END_TEST
@@ -1561,6 +1592,7 @@ int main(void)
     tcase_add_test(tcase, only_allowed_nodes_become_mirrors);
     tcase_add_test(tcase, a_mirror_is_chosen_outside_the_rack_of_its_vm);
     tcase_add_test(tcase, the_label_of_the_coordinators_file_counts_more_than_what_a_node_says);
+    tcase_add_test(tcase, what_a_source_says_of_its_sending_is_shown_of_this_mirror_and_not_of_the_one_before);
     tcase_add_test(tcase, a_mirror_in_the_same_rack_is_better_than_none_and_is_said);
     tcase_add_test(tcase, a_vm_that_demands_another_rack_gets_no_mirror_in_its_own_and_the_numbers_are_said);
     tcase_add_test(tcase, a_mirror_that_fails_counts_no_more_is_left_out_forgotten_and_replaced);

@@ -296,7 +296,10 @@ static void tell(struct world *w, struct world_node *n, struct world_log *log, c
                                    .phase = log->phase,
                                    .acked_seq = log->acked_seq,
                                    .sent_seq = source->save_seq,
-                                   .acked_age_ms = 100};
+                                   .acked_age_ms = 100,
+                                   .sent_bytes = log->acked_seq * 1000,
+                                   .sending_us = log->acked_seq * 10,
+                                   .acked_after_us = log->acked_seq ? 1500 : 0};
     struct mst_time t = {.us = w->now_us, .wall_ms = 1700000000000u + w->now_us / 1000};
 
     log->told_ms = ms_of(w);

@@ -272,11 +272,18 @@ START_TEST(what_keepers_say_of_mirrors_arrives)
     state.phase = MAINSTAY__MIRROR_PHASE__MIRROR_FAILED;
     state.log_id = 9;
     state.sent_seq = 10;
+    state.has_sent_bytes = state.has_acked_after_us = 1;
+    state.sent_bytes = UINT64_MAX;
+    state.acked_after_us = 13;
+    state.sending_us = 14; /* not said */
     state.text = (char *)"gone";
     mst_convert_mirror(&state, &news);
     ck_assert_uint_eq(news.phase, MST_MIRROR_FAILED);
     ck_assert_uint_eq(news.log_id, 9);
     ck_assert_uint_eq(news.sent_seq, 10);
+    ck_assert_uint_eq(news.sent_bytes, UINT64_MAX);
+    ck_assert_uint_eq(news.sending_us, 0);
+    ck_assert_uint_eq(news.acked_after_us, 13);
     ck_assert_str_eq(news.text, "gone");
     grant.log_id = 11;
     image.seq = 12;

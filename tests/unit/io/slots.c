@@ -139,8 +139,13 @@ static void record_of(unsigned i, uint64_t epoch, const struct mst_save_record *
 START_TEST(what_a_node_says_of_its_checkpoints_is_told_also_without_one)
 {
     struct mst_vm_slot a = slot_of("web01", MST_RUN_RUNNING);
-    struct mst_save_record record = {
-        .interval_ms = 480, .pace = MST_SAVE_PACE_MIRROR, .trouble = MST_SAVE_TROUBLE_LATE, .trouble_wall_ms = 77};
+    struct mst_save_record record = {.interval_ms = 480,
+                                     .pace = MST_SAVE_PACE_MIRROR,
+                                     .trouble = MST_SAVE_TROUBLE_LATE,
+                                     .trouble_wall_ms = 77,
+                                     .dirty_pages = 1000,
+                                     .pause_p50_us = 4000,
+                                     .pause_p99_us = 4000};
 
     publish(3, 5, &a);
     record_of(3, 5, &record);
@@ -151,6 +156,9 @@ START_TEST(what_a_node_says_of_its_checkpoints_is_told_also_without_one)
     ck_assert_uint_eq(got.slots[0].pace, MST_SLOT_PACE_MIRROR);
     ck_assert_uint_eq(got.slots[0].trouble, MST_SLOT_TROUBLE_LATE);
     ck_assert_uint_eq(got.slots[0].trouble_wall_ms, 77);
+    ck_assert_uint_eq(got.slots[0].dirty_pages, 1000);
+    ck_assert_uint_eq(got.slots[0].pause_p50_us, 4000);
+    ck_assert_uint_eq(got.slots[0].pause_p99_us, 4000);
     record_of(3, 4, &record); /* another epoch's */
     parse(true);
     ck_assert_uint_eq(got.slots[0].interval_ms, 0);
@@ -171,6 +179,16 @@ START_TEST(what_is_not_known_here_of_checkpoints_is_not_told)
     parse(true);
     ck_assert_uint_eq(got.slots[0].interval_ms, 0);
     ck_assert_uint_eq(got.slots[0].trouble, 0);
+    record = (struct mst_save_record){.interval_ms = 480, .pause_p50_us = 9, .pause_p99_us = 8};
+    record_of(3, 5, &record);
+    parse(true);
+    ck_assert_uint_eq(got.slots[0].pause_p50_us, 0);
+    record = (struct mst_save_record){.interval_ms = 480,
+                                      .dirty_pages = UINT64_MAX / MST_PAGE_BYTES + 1}; /* in bytes it would be few */
+    record_of(3, 5, &record);
+    parse(true);
+    ck_assert_uint_eq(got.slots[0].dirty_pages, 0);
+    ck_assert_uint_eq(got.slots[0].interval_ms, 0);
     ck_assert_uint_eq(got.refused, 0);
 }
 END_TEST

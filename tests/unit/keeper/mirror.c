@@ -1,6 +1,7 @@
 /* A VM under protect: mirror, between two keepers: see rig.h. */
 #include "rig.h"
 
+#include "base/clock.h"
 #include "mirror/image.h"
 
 #include <check.h>
@@ -411,6 +412,34 @@ static void goes_on(void)
     ck_assert(rig_until(told_more, &at_least, 5000));
 }
 
+START_TEST(what_was_sent_to_a_mirror_is_told_with_the_time_that_took)
+{
+    struct mirror_sent {
+        uint64_t acked_seq, sent_bytes, sending_us;
+    } before, after;
+    uint64_t begun_ns;
+
+    mirrored(0);
+    begun_ns = mst_now_ns();
+    before = (struct mirror_sent){told()->acked_seq, told()->sent_bytes, told()->sending_us};
+    ck_assert_uint_gt(before.sent_bytes, 80 * MST_PAGE_BYTES); /* its seed: pages of 4 MiB, but for those that are zero */
+    ck_assert_uint_gt(before.sending_us, 0);
+    ck_assert(told()->has_acked_after_us && told()->acked_after_us > 0);
+    rig_wait_mirror(1, SURE, before.acked_seq + 10);
+    after = (struct mirror_sent){told()->acked_seq, told()->sent_bytes, told()->sending_us};
+    /* Two pages and the head of a record each, at the least. */
+    ck_assert_uint_ge(after.sent_bytes - before.sent_bytes, (after.acked_seq - before.acked_seq) * (2 * MST_PAGE_BYTES + 128));
+    ck_assert_uint_gt(after.sending_us, before.sending_us);
+    ck_assert_uint_lt(after.sending_us - before.sending_us, (mst_now_ns() - begun_ns) / 1000 + 2000000); /* told once a second */
+    rig_keeper_signal(2, SIGSTOP); /* nothing is acknowledged meanwhile, and that is part of it */
+    rig_run_ms(2500);
+    rig_keeper_signal(2, SIGCONT);
+    before = after;
+    rig_wait_mirror(1, SURE, before.acked_seq + 20);
+    ck_assert_uint_gt(told()->sending_us, before.sending_us + 2000000);
+}
+END_TEST
+
 START_TEST(device_state_that_was_damaged_in_memory_does_not_reach_the_mirror)
 {
     uint64_t safe;
@@ -765,6 +794,7 @@ int main(void)
     suite_add_tcase(suite, ends);
     tcase_set_timeout(waits, 120);
     tcase_add_checked_fixture(waits, rig_setup, rig_teardown);
+    tcase_add_test(waits, what_was_sent_to_a_mirror_is_told_with_the_time_that_took);
     tcase_add_test(waits, device_state_that_was_damaged_in_memory_does_not_reach_the_mirror);
     tcase_add_test(waits, after_a_pause_checkpoints_do_not_wait_for_a_mirror_for_ever);
     tcase_add_test(waits, a_mirror_that_opens_its_link_and_sends_no_key_is_given_up);

@@ -67,6 +67,7 @@ static const struct field save_record[] = {F(T, seq),           F(T, source),   
                                            F(T, taken_wall_ms), F(T, pause_ns),      F(T, taken_boot_ns),
                                            F(T, ram_digest),    F(T, pages),         F(T, interval_ms),
                                            F(T, pace),          F(T, trouble),       F(T, trouble_wall_ms),
+                                           F(T, dirty_pages),   F(T, pause_p50_us),  F(T, pause_p99_us),
                                            F(T, reserved)};
 #undef T
 #define T mst_fault_entry

@@ -226,8 +226,13 @@ END_TEST
 
 START_TEST(note_rides_on_every_record_and_changes_no_checkpoint)
 {
-    struct mst_save_note note = {
-        .interval_ms = 120, .pace = MST_SAVE_PACE_STALL, .trouble = MST_SAVE_TROUBLE_LATE, .trouble_wall_ms = 1700000000456};
+    struct mst_save_note note = {.interval_ms = 120,
+                                 .pace = MST_SAVE_PACE_STALL,
+                                 .trouble = MST_SAVE_TROUBLE_LATE,
+                                 .trouble_wall_ms = 1700000000456,
+                                 .dirty_pages = UINT64_C(1) << 40,
+                                 .pause_p50_us = 4000,
+                                 .pause_p99_us = 9000};
     struct mst_save_record before, record;
     struct mst_pub_head head;
 
@@ -246,6 +251,9 @@ START_TEST(note_rides_on_every_record_and_changes_no_checkpoint)
     ck_assert_uint_eq(before.pace, MST_SAVE_PACE_STALL);
     ck_assert_uint_eq(before.trouble, MST_SAVE_TROUBLE_LATE);
     ck_assert_uint_eq(before.trouble_wall_ms, 1700000000456);
+    ck_assert_uint_eq(before.dirty_pages, UINT64_C(1) << 40);
+    ck_assert_uint_eq(before.pause_p50_us, 4000);
+    ck_assert_uint_eq(before.pause_p99_us, 9000);
     ck_assert_uint_eq(before.pages, before.delta_pages);
     ck_assert_uint_gt(before.pages, 0);
     note = (struct mst_save_note){.interval_ms = 121};
@@ -256,6 +264,9 @@ START_TEST(note_rides_on_every_record_and_changes_no_checkpoint)
     record.pace = before.pace;
     record.trouble = before.trouble;
     record.trouble_wall_ms = before.trouble_wall_ms;
+    record.dirty_pages = before.dirty_pages;
+    record.pause_p50_us = before.pause_p50_us;
+    record.pause_p99_us = before.pause_p99_us;
     ck_assert_mem_eq(&record, &before, sizeof(record));
     ck_assert_uint_eq(world_read(&world, &world.at, &err), 2);
     world_close(&world);

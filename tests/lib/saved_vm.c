@@ -66,7 +66,7 @@ static void map_ram(struct saved_vm *vm)
 static void define(struct saved_vm *vm, const struct saved_vm_conf *conf)
 {
     mainstay__vm_definition__init(&vm->definition);
-    vm->definition.name = (char *)(uintptr_t)"probe";
+    vm->definition.name = (char *)(uintptr_t) "probe";
     vm->definition.memory_mib = conf->memory_mib;
     vm->definition.boot_kernel = (char *)(uintptr_t)conf->kernel;
     vm->definition.boot_append = (char *)(uintptr_t)conf->append;

@@ -45,7 +45,7 @@ struct saved_vm {
     uint64_t stands_seq;
 };
 
-struct saved_vm_conf { /* borrowed until saved_vm_free */
+struct saved_vm_conf {             /* borrowed until saved_vm_free */
     unsigned memory_mib, disk_mib; /* disk_mib: of a disk in main storage, behind the memory; 0: none */
     uint32_t delta_capacity;
     const char *kernel, *append;

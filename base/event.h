@@ -49,6 +49,9 @@
       "keeper: the image of (vm, epoch), which runs elsewhere, has moved to state what; it holds save seq")                      \
     X(IMAGE_ROTTEN, "image.rotten", "keeper: the image of (vm, epoch) is not what came in; another one is to be made")           \
     X(MIRROR_PHASE, "mirror.phase", "keeper: the mirror of (vm, epoch) on node is what; it holds save seq")                      \
+    X(STANDBY_STARTED, "standby.started", "keeper: a QEMU begins to wait beside the image of (vm, epoch)")                       \
+    X(STANDBY_USED, "standby.used", "keeper: it is the QEMU of (vm, epoch) from here on, which is granted here")                 \
+    X(STANDBY_ENDED, "standby.ended", "keeper: it has ended, or could not be started; text says why")                            \
     X(QEMU_SPAWNED, "qemu.spawned", "keeper: QEMU of (vm, epoch) is started; its guest stands still")                            \
     X(QEMU_EXITED, "qemu.exited", "keeper: it has ended")                                                                        \
     X(KILL_ASKED, "kill.asked", "keeper: all processes of vm are killed")                                                        \

@@ -37,10 +37,16 @@
 #define MST_WATCHDOG_S_MAX     600u
 #define MST_MIRROR_SCRUB_S     30u /* mirror-scrub-s: rot is found within two rounds, and a minute is what is asked for */
 #define MST_MIRROR_SCRUB_S_MAX 86400u
+#define MST_STANDBY_MIB        64u /* standby-memory-mib: what a QEMU that waits counts for, without its VM's RAM */
 #define MST_MANAGE_ASK_MS                                                                                                        \
     1000u /* a question to a management address: its deadline, and how often a node that is missed is asked */
 #define MST_MIRRORS_MAX                                                                                                          \
     4u /* logs of one VM that its source has at a time, those that failed and are not dropped yet among them */
+
+/* Monitors of a QEMU in RUN-DIR/vm/NAME; of one that waits beside an image, with MST_STANDBY_PREFIX before the name. */
+#define MST_QMP_SOCK       "qmp.sock"
+#define MST_QMP_SPARE_SOCK "qmp-spare.sock"
+#define MST_STANDBY_PREFIX "sby-"
 
 static_assert(MST_VMS_PER_NODE <= 64, "one bit of a 64-bit word for each VM slot");
 static_assert(

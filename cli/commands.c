@@ -158,16 +158,24 @@ static const struct show_column recovery_vm_columns[] = {
     {"HOW", "start.method", NULL, 0},
     {"PULLED", "start.bytes_pulled", " B", 1},
     {"PULL", "start.pull_us", " us", 1},
+    {"SPAWN", "start.spawn_us", " us", 1},
+    {"STANDBY", "start.standby", NULL, 0},
     {"LOAD", "start.load_us", " us", 1},
     {"OUTCOME", "outcome", NULL, 0},
     {"NOTE", "text", NULL, 0},
 };
 static const struct show_column mirror_columns[] = {
-    {"MIRROR", "node", NULL, 0},          {"STATE", "state", NULL, 0},
-    {"COUNTS", "counts", NULL, 0},        {"SINCE", "since_wall_ms", " ms", 1},
-    {"CHECKPOINT", "acked_seq", NULL, 1}, {"OF", "sent_seq", NULL, 1},
-    {"BEHIND", "behind_ms", " ms", 1},    {"ACKED-AFTER", "acked_after_us", " us", 1},
-    {"SENT", "sent_bytes", " B", 1},      {"NOTE", "text", NULL, 0},
+    {"MIRROR", "node", NULL, 0},
+    {"STATE", "state", NULL, 0},
+    {"COUNTS", "counts", NULL, 0},
+    {"SINCE", "since_wall_ms", " ms", 1},
+    {"CHECKPOINT", "acked_seq", NULL, 1},
+    {"OF", "sent_seq", NULL, 1},
+    {"BEHIND", "behind_ms", " ms", 1},
+    {"ACKED-AFTER", "acked_after_us", " us", 1},
+    {"SENT", "sent_bytes", " B", 1},
+    {"STANDBY", "standby", NULL, 0},
+    {"NOTE", "text", NULL, 0},
 };
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 

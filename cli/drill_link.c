@@ -42,19 +42,19 @@ bool drill_polled_since(const struct drill *d, unsigned poll, uint64_t at_ns)
 
 /* --- answers --- */
 
-/* The node whose copy counts; "": none does. */
-static const char *mirror_in(const json_t *row)
+/* What the view says of the mirror whose copy counts: "node", "standby"; "": nothing, or none does. */
+static const char *mirror_in(const json_t *row, const char *key)
 {
     const json_t *mirrors = json_object_get(row, "mirrors");
-    const char *node = "";
+    const char *text = "";
 
     for (size_t i = 0; i < json_array_size(mirrors); i++) {
         const json_t *mirror = json_array_get(mirrors, i);
 
-        if (json_is_true(json_object_get(mirror, "counts")) && json_is_string(json_object_get(mirror, "node")))
-            node = json_string_value(json_object_get(mirror, "node"));
+        if (json_is_true(json_object_get(mirror, "counts")) && json_is_string(json_object_get(mirror, key)))
+            text = json_string_value(json_object_get(mirror, key));
     }
-    return node;
+    return text;
 }
 
 static void take_vms(struct drill *d, const json_t *rows)
@@ -73,8 +73,9 @@ static void take_vms(struct drill *d, const json_t *rows)
             continue;
         if (strcmp(state, "running") == 0)
             drill_record_place(vm, node, (uint64_t)json_integer_value(json_object_get(row, "epoch")));
-        drill_record_mirror(&d->rec, vm, mirror_in(row), mst_now_ns());
+        drill_record_mirror(&d->rec, vm, mirror_in(row, "node"), mst_now_ns());
         if (!d->faults_begun) {
+            snprintf(vm->standby, sizeof(vm->standby), "%s", mirror_in(row, "standby"));
             vm->save_seq = (uint64_t)json_integer_value(json_object_get(row, "save_seq"));
             vm->exposed = json_object_get(row, "exposed_ms") != NULL;
             vm->save_age_ms = (uint64_t)json_integer_value(json_object_get(row, "save_age_ms"));

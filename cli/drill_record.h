@@ -58,6 +58,7 @@ struct drill_vm_record {
     uint64_t save_seq, save_age_ms, pause_us; /* last seen before the first fault */
     bool exposed;                             /* under protect mirror, and nobody has its checkpoints; before the first fault */
     char mirror[MST_NAME_BYTES];              /* who has them, as last seen; "": nobody */
+    char standby[64];                         /* the QEMU that waits there, in the coordinator's words; before the first fault */
     uint64_t mirrored_ns;                     /* since when one has them whom no fault had struck; 0: none has */
     struct drill_beat *beats;
     size_t beats_count, beats_room;

@@ -98,8 +98,9 @@ static json_t *vm_json(const struct drill *d, const struct drill_vm_result *res)
     json_object_set_new(object, "beats", json_integer((json_int_t)vm->beats_count));
     json_object_set_new(object, "console_bytes_missed", json_integer((json_int_t)vm->holes));
     json_object_set_new(object, "before",
-                        json_pack("{s:I, s:I, s:I}", "save_seq", (json_int_t)vm->save_seq, "save_age_ms",
-                                  (json_int_t)vm->save_age_ms, "pause_us", (json_int_t)vm->pause_us));
+                        json_pack("{s:I, s:I, s:I, s:s*}", "save_seq", (json_int_t)vm->save_seq, "save_age_ms",
+                                  (json_int_t)vm->save_age_ms, "pause_us", (json_int_t)vm->pause_us, "standby",
+                                  vm->standby[0] ? vm->standby : NULL));
     json_object_set_new(object, "objectives", checks_json(res->checks, res->checks_count));
     json_object_set_new(object, "verdict", json_string(res->passed ? "passed" : "FAILED"));
     return object;

@@ -284,6 +284,10 @@ static bool vms_settled(struct drill *d, char *text, size_t size)
             snprintf(text, size, "%s has no mirror yet", vm->name);
             return false;
         }
+        if (vm->mirror[0] && (!vm->standby[0] || strcmp(vm->standby, "starting") == 0)) {
+            snprintf(text, size, "it is not known yet whether a QEMU waits for %s on %s", vm->name, vm->mirror);
+            return false;
+        }
         if (vm->node[0] == '\0') {
             snprintf(text, size, "it is not known where %s runs", vm->name);
             return false;

@@ -52,7 +52,8 @@ struct mst_node_conf {
     char *main_storage; /* default /dev/shm/mainstay */
     uint32_t memory_mib;
     uint32_t vcpus;
-    uint32_t mirror_scrub_s; /* a round over every image, 1..MST_MIRROR_SCRUB_S_MAX, default MST_MIRROR_SCRUB_S */
+    uint32_t mirror_scrub_s;     /* a round over every image, 1..MST_MIRROR_SCRUB_S_MAX, default MST_MIRROR_SCRUB_S */
+    uint32_t standby_memory_mib; /* for QEMUs that wait beside images, MST_STANDBY_MIB each; default 256, 0: none wait */
     char *run_dir, *state_dir, *cgroup, *agent, *exec, *qemu; /* defaults as in docs/OPERATING.md */
     char *events_file;                                        /* NULL: STATE-DIR/events.jsonl */
     char *accel;                                              /* auto, kvm, tcg */

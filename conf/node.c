@@ -9,6 +9,8 @@
 #define REQUIRED CYAML_FLAG_POINTER
 #define OPTIONAL (CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL)
 
+#define STANDBY_MEMORY_MIB (4 * MST_STANDBY_MIB)
+
 static const cyaml_schema_field_t coordinator_fields[] = {
     CYAML_FIELD_STRING_PTR("address", REQUIRED, struct mst_coordinator_addr, address, 0, CYAML_UNLIMITED),
     CYAML_FIELD_UINT("port", CYAML_FLAG_OPTIONAL, struct mst_coordinator_addr, port),
@@ -55,6 +57,7 @@ static const cyaml_schema_field_t node_fields[] = {
     CYAML_FIELD_STRING_PTR("on-lease-lost", OPTIONAL, struct mst_node_conf, on_lease_lost, 0, CYAML_UNLIMITED),
     CYAML_FIELD_STRING_PTR("bridge", OPTIONAL, struct mst_node_conf, bridge, 0, CYAML_UNLIMITED),
     CYAML_FIELD_UINT("mirror-scrub-s", CYAML_FLAG_OPTIONAL, struct mst_node_conf, mirror_scrub_s),
+    CYAML_FIELD_UINT("standby-memory-mib", CYAML_FLAG_OPTIONAL, struct mst_node_conf, standby_memory_mib),
     CYAML_FIELD_MAPPING_PTR("watchdog", CYAML_FLAG_OPTIONAL, struct mst_node_conf, watchdog, watchdog_fields),
     CYAML_FIELD_MAPPING_PTR("management", CYAML_FLAG_OPTIONAL, struct mst_node_conf, management, management_fields),
     CYAML_FIELD_END,
@@ -86,6 +89,7 @@ static const struct mst_rule rules[] = {
     {"on-lease-lost", MST_RULE_WORDS, 0, 0, "stop|run-on"},
     {"bridge", MST_RULE_TOKEN, 1, MST_BRIDGE_BYTES_MAX, "-_."},
     {"mirror-scrub-s", MST_RULE_NUMBER, 1, MST_MIRROR_SCRUB_S_MAX, NULL},
+    {"standby-memory-mib", MST_RULE_NUMBER, 0, MST_NODE_MEMORY_MIB_MAX, NULL},
     {"watchdog.device", MST_RULE_PATH, 1, MST_CONF_PATH_MAX, NULL},
     {"watchdog.timeout-s", MST_RULE_NUMBER, 1, MST_WATCHDOG_S_MAX, NULL},
     {"watchdog.kind", MST_RULE_WORDS, 0, 0, "hardware|softdog"},
@@ -114,7 +118,7 @@ static int check(const struct mst_yaml *yaml, const struct mst_node_conf *conf, 
     return 0;
 }
 
-static int fill_defaults(struct mst_node_conf *conf)
+static int fill_defaults(const struct mst_yaml *yaml, struct mst_node_conf *conf)
 {
     int r = 0;
 
@@ -122,6 +126,8 @@ static int fill_defaults(struct mst_node_conf *conf)
         conf->port = MST_NODE_PORT;
     if (conf->mirror_scrub_s == 0)
         conf->mirror_scrub_s = MST_MIRROR_SCRUB_S;
+    if (!mst_yaml_has(yaml, "standby-memory-mib"))
+        conf->standby_memory_mib = STANDBY_MEMORY_MIB;
     for (unsigned i = 0; i < conf->coordinators_count; i++) {
         if (conf->coordinators[i].port == 0)
             conf->coordinators[i].port = MST_COORDINATOR_PORT;
@@ -153,7 +159,7 @@ int mst_node_conf_load(const char *path, struct mst_node_conf **ret_conf, struct
     if (r < 0)
         return r;
     r = mst_yaml_load(yaml, &node_schema, rules, (void **)&conf, why);
-    if (r == 0 && fill_defaults(conf) < 0)
+    if (r == 0 && fill_defaults(yaml, conf) < 0)
         r = mst_why_set(why, -ENOMEM, "%s: no memory", path);
     if (r == 0)
         r = check(yaml, conf, why);

@@ -120,6 +120,16 @@ enum mst_run_state {
     MST_RUN_IMAGE = 6,  /* no VM of this node: a mirror's image, made from what the VM's node writes */
 };
 
+enum mst_standby_state {                       /* the QEMU that waits beside an image */
+                         MST_STANDBY_NONE = 0, /* not said */
+                         MST_STANDBY_WARM = 1,
+                         MST_STANDBY_STARTING = 2,
+                         MST_STANDBY_OFF = 3,    /* the node has no memory for any */
+                         MST_STANDBY_FULL = 4,   /* others take what it has */
+                         MST_STANDBY_FAILED = 5, /* tried again */
+                         MST_STANDBYS
+};
+
 struct mst_vm_slot { /* body: status half of the virtual machine save area */
     char vm[MST_NAME_BYTES];
     uint32_t run_state;  /* enum mst_run_state */
@@ -137,7 +147,8 @@ struct mst_vm_slot { /* body: status half of the virtual machine save area */
     uint32_t image_source; /* of an image: node id of who may write its log; 0: an earlier keeper's */
     uint64_t log_id;       /* of an image: of that log */
     uint64_t disk_bytes;   /* at the end of ram_bytes: a disk, in a file of its own; 0: none */
-    uint8_t reserved[64];
+    uint32_t standby;      /* of an image: enum mst_standby_state */
+    uint8_t reserved[60];
 };
 static_assert(sizeof(struct mst_vm_slot) == MST_PUB_BODY_MAX, "wire layout");
 

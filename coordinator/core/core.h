@@ -234,6 +234,15 @@ void mst_core_readable(struct mst_core *core, const struct mst_time *now, unsign
 
 /* As in the save record (shm/layout.h); io/slots.c holds them against each other. */
 enum mst_slot_pace { MST_SLOT_PACE_SET, MST_SLOT_PACE_STALL, MST_SLOT_PACE_COPY, MST_SLOT_PACE_MIRROR, MST_SLOT_PACES };
+enum mst_slot_standby { /* struct mst_vm_slot */
+                        MST_SLOT_STANDBY_NONE,
+                        MST_SLOT_STANDBY_WARM,
+                        MST_SLOT_STANDBY_STARTING,
+                        MST_SLOT_STANDBY_OFF,
+                        MST_SLOT_STANDBY_FULL,
+                        MST_SLOT_STANDBY_FAILED,
+                        MST_SLOT_STANDBYS
+};
 enum mst_slot_trouble {
     MST_SLOT_TROUBLE_NONE,
     MST_SLOT_TROUBLE_FAILED,
@@ -261,6 +270,7 @@ struct mst_slot { /* one VM slot of a node's main storage, checked */
     uint64_t trouble_wall_ms;
     uint32_t image_state; /* of an image: enum mst_slot_image */
     uint64_t log_id;      /* of an image */
+    uint32_t standby;     /* of an image: enum mst_slot_standby; for people */
 };
 struct mst_node_info { /* node status, checked */
     bool known;
@@ -378,6 +388,7 @@ struct mst_mirror_look {
     uint64_t since_wall_ms, acked_seq, sent_seq, behind_ms;
     uint64_t sent_bytes, sending_us, acked_after_us; /* as its source said; 0: not known */
     const char *text;
+    const char *standby; /* the QEMU that waits there, in words; NULL: not known */
 };
 struct mst_vm_look {
     const struct mst_vm_row *row;

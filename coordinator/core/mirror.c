@@ -857,6 +857,21 @@ void mirrors_effects(struct mst_core *core, int index)
 
 /* --- looking --- */
 
+static const char *standby_words(const struct mst_core *core, const struct vm *vm, const struct mirror *m)
+{
+    static const char *const words[MST_SLOT_STANDBYS] = {
+        [MST_SLOT_STANDBY_WARM] = "warm",
+        [MST_SLOT_STANDBY_STARTING] = "starting",
+        [MST_SLOT_STANDBY_OFF] = "cold: standby-memory-mib of its node is for none",
+        [MST_SLOT_STANDBY_FULL] = "cold: others take the standby-memory-mib of its node",
+        [MST_SLOT_STANDBY_FAILED] = "cold: its QEMU has ended, or cannot be started; tried again",
+    };
+    int index = node_find_id(core, m->node_id);
+    const struct held *held = index >= 0 ? held_find((struct node *)&core->nodes[index], vm->d.name, m->epoch) : NULL;
+
+    return held && held->s.standby < MST_SLOT_STANDBYS ? words[held->s.standby] : NULL;
+}
+
 static void mirror_look(const struct mst_core *core, const struct vm *vm, const struct mirror *m, struct mst_mirror_look *ret)
 {
     ret->node = node_find_id(core, m->node_id);
@@ -871,6 +886,7 @@ static void mirror_look(const struct mst_core *core, const struct vm *vm, const 
     ret->sending_us = m->sending_us;
     ret->acked_after_us = m->acked_after_us;
     ret->text = m->text;
+    ret->standby = standby_words(core, vm, m);
 }
 
 static void say(const struct mst_core *core, const struct vm *vm, struct mst_vm_look *ret)

@@ -237,6 +237,7 @@ struct mst_step_row {
 struct mst_start_result { /* as the node measured it */
     uint32_t method;      /* enum Method of the protocol; 0: none */
     uint64_t bytes_pulled, pull_us, verify_us, load_us, spawn_us, save_epoch, save_seq;
+    bool standby; /* a QEMU had waited for it. For people, and not stored: false after a restart of the coordinator */
 };
 
 struct mst_rvm_row { /* one VM of a recovery */

@@ -142,7 +142,8 @@ void mst_convert_answer(const Mainstay__Done *done, struct mst_answer *ret)
                                                .load_us = done->start->load_us,
                                                .spawn_us = done->start->spawn_us,
                                                .save_epoch = done->start->save_epoch,
-                                               .save_seq = done->start->save_seq};
+                                               .save_seq = done->start->save_seq,
+                                               .standby = done->start->standby};
     }
     if (done->save) {
         ret->save_seq = done->save->seq;

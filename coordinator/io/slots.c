@@ -105,6 +105,18 @@ static void parse_save(const struct mst_vm_entry *first, const struct mst_vm_ent
     ret->pause_us = record.pause_ns / 1000;
 }
 
+/* The same. */
+static void parse_standby(const struct mst_vm_slot *slot, struct mst_slot *ret)
+{
+    static_assert(MST_SLOT_STANDBY_WARM == (int)MST_STANDBY_WARM && MST_SLOT_STANDBY_STARTING == (int)MST_STANDBY_STARTING &&
+                      MST_SLOT_STANDBY_OFF == (int)MST_STANDBY_OFF && MST_SLOT_STANDBY_FULL == (int)MST_STANDBY_FULL &&
+                      MST_SLOT_STANDBY_FAILED == (int)MST_STANDBY_FAILED && MST_SLOT_STANDBYS == (int)MST_STANDBYS,
+                  "core.h repeats shm/layout.h");
+
+    if (slot->run_state == MST_RUN_IMAGE && slot->standby < MST_SLOT_STANDBYS)
+        ret->standby = slot->standby;
+}
+
 static void parse_entry(const struct mst_vm_entry *first, const struct mst_vm_entry *again, bool final,
                         struct mst_slots_read *read)
 {
@@ -133,6 +145,7 @@ static void parse_entry(const struct mst_vm_entry *first, const struct mst_vm_en
     ret->bytes = slot.ram_bytes + slot.save_bytes + slot.shadow_bytes + slot.delta_bytes;
     ret->image_state = slot.run_state == MST_RUN_IMAGE ? slot.image_state : 0;
     ret->log_id = slot.run_state == MST_RUN_IMAGE ? slot.log_id : 0;
+    parse_standby(&slot, ret);
     parse_save(first, again, final, &slot, ret, read);
     read->count++;
 }

@@ -130,6 +130,7 @@ static void fill_mirrors(struct app *app, struct buffer *b, const struct mst_vm_
         m->has_same_rack = from->same_rack;
         m->same_rack = from->same_rack;
         m->text = from->text[0] ? (char *)from->text : NULL;
+        m->standby = (char *)(uintptr_t)from->standby;
         b->mirrors_list[row][v->n_mirrors++] = m;
     }
 }
@@ -256,6 +257,8 @@ static void fill_start(Mainstay__StartResult *s, const struct mst_start_result *
     s->has_save_epoch = s->has_save_seq = from->save_seq != 0;
     s->save_epoch = from->save_epoch;
     s->save_seq = from->save_seq;
+    s->has_standby = 1;
+    s->standby = from->standby;
 }
 
 static void fill_vms(struct app *app, struct recovery_row *row, const struct mst_recovery_look *look)

@@ -106,7 +106,7 @@ static const struct {
 } handlers[] = {
     {MAINSTAY__ENVELOPE__BODY_AGENT_WELCOME, on_welcome},     {MAINSTAY__ENVELOPE__BODY_ORDER_START, mst_vm_order_start},
     {MAINSTAY__ENVELOPE__BODY_ORDER_SAVE, mst_vm_order_save}, {MAINSTAY__ENVELOPE__BODY_ORDER_CONTINUE, mst_vm_order_continue},
-    {MAINSTAY__ENVELOPE__BODY_VM_EXITED, on_vm_exited},
+    {MAINSTAY__ENVELOPE__BODY_VM_EXITED, on_vm_exited},       {MAINSTAY__ENVELOPE__BODY_STANDBY_ASK, mst_standby_asked},
 };
 
 static void on_message(struct mst_port *port, const mst_envelope *env, void *arg)

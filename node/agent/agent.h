@@ -27,6 +27,7 @@
  *   vm_run        checkpoints, save and continue, faults of the running VM
  *   vm_trouble    checkpoints that do not come about: told, until there is a good one
  *   vm_attach     taking up a VM that an earlier agent left running
+ *   standby       how a QEMU is started that is to wait beside an image
  *   qmp, resume, load, checkpoint, pace, dirty, vmmap, qemu_args, saved_state   the tools; no keeper in them
  *   mce           machine checks and memory errors of the node; faults: what is reported, how often */
 
@@ -168,6 +169,7 @@ void mst_vm_move(struct mst_vm *vm, enum mst_vm_state next);
 /* Copies the definition; the VM is in the agent's table. -ENOMEM, -ENAMETOOLONG. */
 int mst_vm_new(struct mst_agent *agent, const Mainstay__VmDefinition *definition, uint64_t epoch, struct mst_vm **ret_vm);
 struct mst_vm *mst_vm_find(struct mst_agent *agent, const char *name, uint64_t epoch);
+int mst_vm_dir(const struct mst_agent *agent, const char *name, char *buf, size_t size); /* its run directory; -ENAMETOOLONG */
 /* Lets go of everything of QEMU: monitors, load, resume. The checkpointer goes with mst_vm_drop_ckpt. */
 void mst_vm_disconnect(struct mst_vm *vm);
 /* then runs from the loop once no worker of the checkpointer is left; at once inside when there is none. */
@@ -199,6 +201,8 @@ void mst_vm_map(struct mst_vm *vm, void (*then)(struct mst_vm *vm));
 /* Migration capabilities and speed, then then(vm). Failures end the start, or the attaching. */
 void mst_vm_set_capabilities(struct mst_vm *vm, void (*then)(struct mst_vm *vm));
 
+/* Whether the boot files of machine can be read; -errno with why. Any thread. */
+int mst_vm_check_boot_files(const Mainstay__VmDefinition *machine, struct mst_why *why);
 int mst_vm_set_areas(struct mst_vm *vm, const Mainstay__Areas *areas); /* copies; -ENOMEM */
 
 /* --- vm_run.c --- */
@@ -225,6 +229,9 @@ void mst_vm_trouble_begin(struct mst_vm *vm); /* a checkpointer was made: the no
 /* --- vm_attach.c --- */
 void mst_vm_attach(struct mst_agent *agent, const Mainstay__AgentVm *left);
 void mst_vm_attach_connected(struct mst_vm *vm);
+
+/* --- standby.c --- */
+void mst_standby_asked(struct mst_agent *agent, const mst_envelope *env); /* StandbyAsk: answered by StandbySpawn */
 
 /* --- faults.c --- */
 /* text: evidence for people. */

@@ -85,9 +85,9 @@ static void add_machine(struct words *words, const Mainstay__VmDefinition *machi
     add(words, "memory-backend-file,id=ram,mem-path=%s,share=on,size=%" PRIu64, ram_path, ram_bytes);
 }
 
-static void add_devices(struct words *words, const char *vm_dir)
+static void add_devices(struct words *words, const char *vm_dir, bool standby)
 {
-    static const char *const monitors[][2] = {{"qmp", "qmp.sock"}, {"qmp2", "qmp-spare.sock"}};
+    static const char *const monitors[][2] = {{"qmp", MST_QMP_SOCK}, {"qmp2", MST_QMP_SPARE_SOCK}};
 
     add(words, "-chardev");
     add(words, "socket,id=con,fd=%d", MST_CONSOLE_FD);
@@ -101,7 +101,8 @@ static void add_devices(struct words *words, const char *vm_dir)
     add(words, "reboot=reset");
     for (unsigned i = 0; i < 2; i++) {
         add(words, "-chardev");
-        add(words, "socket,id=%s,path=%s/%s,server=on,wait=off", monitors[i][0], vm_dir, monitors[i][1]);
+        add(words, "socket,id=%s,path=%s/%s%s,server=on,wait=off", monitors[i][0], vm_dir, standby ? MST_STANDBY_PREFIX : "",
+            monitors[i][1]);
         add(words, "-mon");
         add(words, "chardev=%s,mode=control", monitors[i][0]);
     }
@@ -180,6 +181,7 @@ static void add_boot(struct words *words, const Mainstay__VmDefinition *machine,
     if (incoming) {
         add(words, "-incoming");
         add(words, "defer");
+        add(words, "-S"); /* what is loaded stands until it is told to go on */
     }
 }
 
@@ -201,7 +203,7 @@ int mst_qemu_args(const Mainstay__VmDefinition *machine, const char *name, const
         words.failed = true;
     } else {
         add_machine(&words, machine, name, where, machine_type, ram_path);
-        add_devices(&words, vm_dir);
+        add_devices(&words, vm_dir, where->standby);
         add_network(&words, machine);
         add_disks(&words, machine, where);
         add_boot(&words, machine, where->incoming);

@@ -16,7 +16,8 @@ struct mst_qemu_where { /* the node's part of a command line; all borrowed */
     const char *ram_path;
     const char *disk_path; /* of the disk in main storage; NULL without one */
     uint32_t devices;      /* bit i: disk i of the machine is a block device here */
-    bool incoming;         /* a save is to be loaded: wait for migrate-incoming */
+    bool incoming;         /* a save is to be loaded: wait for migrate-incoming, and then for cont */
+    bool standby;          /* it waits beside an image: until it is the VM's its monitors have other names */
 };
 
 /* Builds the command line of docs/OPERATING.md. Disks come behind everything else that takes a place on the bus, so that VMs without any have the devices

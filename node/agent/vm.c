@@ -63,6 +63,11 @@ void mst_vm_move(struct mst_vm *vm, enum mst_vm_state next)
 
 /* --- table --- */
 
+int mst_vm_dir(const struct mst_agent *agent, const char *name, char *buf, size_t size)
+{
+    return mst_path(buf, size, "%s/vm/%s", agent->run_dir, name);
+}
+
 int mst_vm_new(struct mst_agent *agent, const Mainstay__VmDefinition *definition, uint64_t epoch, struct mst_vm **ret_vm)
 {
     struct mst_vm *vm = calloc(1, sizeof(*vm));
@@ -77,7 +82,7 @@ int mst_vm_new(struct mst_agent *agent, const Mainstay__VmDefinition *definition
     vm->definition = mst_vm_definition_copy(definition);
     if (!vm->definition)
         goto free_vm;
-    r = mst_path(vm->dir, sizeof(vm->dir), "%s/vm/%s", agent->run_dir, definition->name);
+    r = mst_vm_dir(agent, definition->name, vm->dir, sizeof(vm->dir));
     if (r < 0)
         goto free_definition;
     uv_timer_init(agent->loop, &vm->timer);
@@ -270,7 +275,7 @@ static void on_ready(struct mst_qmp *qmp, void *arg)
     (void)qmp;
     vm->qmp_ready = true;
     uv_timer_stop(&vm->timer);
-    r = mst_path(path, sizeof(path), "%s/qmp-spare.sock", vm->dir);
+    r = mst_path(path, sizeof(path), "%s/" MST_QMP_SPARE_SOCK, vm->dir);
     if (r == 0)
         r = mst_qmp_connect(vm->agent->loop, path, MST_VM_CONNECT_MS, &spare_events, vm, &vm->spare);
     if (r == 0)
@@ -291,7 +296,7 @@ static void try_connect(uv_timer_t *timer)
     struct mst_vm *vm = timer->data;
     struct mst_why why;
     char path[300];
-    int r = mst_path(path, sizeof(path), "%s/qmp.sock", vm->dir);
+    int r = mst_path(path, sizeof(path), "%s/" MST_QMP_SOCK, vm->dir);
 
     if (r == 0)
         r = mst_qmp_connect(vm->agent->loop, path, MST_VM_CONNECT_MS, &monitor_events, vm, &vm->qmp);

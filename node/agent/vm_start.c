@@ -141,9 +141,9 @@ static void run(struct mst_vm *vm)
                                   .seq = vm->start.has_save_seq ? vm->start.save_seq : 0,
                                   .duration_us = vm->start.has_load_us ? vm->start.load_us : 0});
     log_notice("vm=%s epoch=%" PRIu64 " pid=%d runs: method=%d pulled=%" PRIu64 " bytes in %" PRIu64 " us, verify %" PRIu64
-               " us, spawn %" PRIu64 " us, load %" PRIu64 " us",
+               " us, spawn %" PRIu64 " us%s, load %" PRIu64 " us",
                vm->definition->name, vm->epoch, (int)vm->pid, (int)vm->start.method, vm->start.bytes_pulled, vm->start.pull_us,
-               vm->start.verify_us, vm->start.spawn_us, vm->start.load_us);
+               vm->start.verify_us, vm->start.spawn_us, vm->start.standby ? " (it had waited)" : "", vm->start.load_us);
     mst_vm_tell(vm, MST_RUN_RUNNING, false, MAINSTAY__FAULT_KIND__FAULT_NONE);
     mst_waiters_answer(vm, &vm->start_waiters, 0, &vm->disk_why, &vm->start, NULL);
     if (vm->panicked)
@@ -232,12 +232,14 @@ static void on_spawned(int err, const mst_envelope *reply, const struct mst_why 
         return;
     vm->pid = reply->spawned->pid;
     mst_patience_begin(&vm->patience, vm->pid);
+    vm->start.has_standby = 1;
+    vm->start.standby = reply->spawned->has_standby && reply->spawned->standby;
     mst_vm_move(vm, VM_CONNECTING);
     mst_vm_connect(vm, MST_VM_CONNECT_MS, 0);
 }
 
 /* A file that cannot be read is said so here: QEMU's own words would come only after it was started. */
-static int check_boot_files(const Mainstay__VmDefinition *machine, struct mst_why *why)
+int mst_vm_check_boot_files(const Mainstay__VmDefinition *machine, struct mst_why *why)
 {
     if (access(machine->boot_kernel, R_OK) < 0)
         return mst_why_set(why, -errno, "boot: kernel %s: %s on this node", machine->boot_kernel, mst_errname(errno));
@@ -262,7 +264,7 @@ static void spawn(struct mst_vm *vm)
     int r;
 
     mst_vm_move(vm, VM_SPAWNING);
-    r = check_boot_files(vm->machine, &why);
+    r = mst_vm_check_boot_files(vm->machine, &why);
     if (r == 0)
         r = mst_qemu_args(vm->machine, vm->definition->name, &where, &argv, &why);
     if (r < 0) {

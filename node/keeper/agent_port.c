@@ -128,8 +128,12 @@ static int run_areas_create(struct mst_keeper *k, const mst_envelope *env, struc
         return 1;
     }
     r = plan_areas(vm, request->definition, why);
-    if (r == 0)
+    if (r == 0) {
+        mst_standby_ram(vm);
         r = mst_vm_areas_make(vm, env->id, why);
+        if (r < 0 && vm->areas.ram_there)
+            mst_ram_remove(k->conf->main_storage, &vm->areas);
+    }
     return r < 0 ? r : 1;
 }
 
@@ -165,13 +169,86 @@ static int run_pull(struct mst_keeper *k, const mst_envelope *env, struct mst_wh
 
 /* --- processes --- */
 
+static void spawned(struct mst_keeper *k, uint64_t reply_to, pid_t pid, bool standby)
+{
+    Mainstay__Spawned body = MAINSTAY__SPAWNED__INIT;
+    mst_envelope answer = MST_ENVELOPE(SPAWNED, spawned, &body);
+
+    body.pid = pid;
+    body.has_standby = standby;
+    body.standby = standby;
+    answer.has_reply_to = 1;
+    answer.reply_to = reply_to;
+    mst_agent_send(k, &answer);
+}
+
+/* One that waits and is not used has the VM's memory mapped, perhaps, and is in its cgroup: the new one is started when that is proved gone. */
+struct spawn_request {
+    struct mst_keeper *keeper;
+    uint64_t session, reply_to;
+    Mainstay__Spawn *spawn;
+};
+
+static void spawn_request_free(struct spawn_request *request)
+{
+    mainstay__spawn__free_unpacked(request->spawn, NULL);
+    free(request);
+}
+
+static void spawn_after_kill(void *arg, int err)
+{
+    struct spawn_request *request = arg;
+    struct mst_keeper *k = request->keeper;
+    const Mainstay__Spawn *spawn = request->spawn;
+    struct mst_why why = {0};
+    struct mst_vm *vm;
+    pid_t pid = 0;
+    int r = err;
+
+    if (err != -ECANCELED && request->session == mst_agent_session(k)) {
+        if (r == 0)
+            r = mst_tenure_settled(k, &why) ? starting_slot(k, spawn->vm, spawn->epoch, true, &vm, &why) : -ESTALE;
+        if (r == 0)
+            r = mst_proc_spawn(vm, spawn->argv, spawn->n_argv, &pid, &why);
+        if (r == 0)
+            spawned(k, request->reply_to, pid, false);
+        else
+            mst_agent_reply_error(k, request->reply_to, r, &why);
+    }
+    spawn_request_free(request);
+}
+
+static int spawn_later(struct mst_keeper *k, const mst_envelope *env)
+{
+    struct spawn_request *request = calloc(1, sizeof(*request));
+    size_t bytes = mainstay__spawn__get_packed_size(env->spawn);
+    uint8_t *packed = malloc(bytes ? bytes : 1);
+    int r = -ENOMEM;
+
+    if (!request || !packed)
+        goto fail;
+    *request = (struct spawn_request){.keeper = k, .session = mst_agent_session(k), .reply_to = env->id};
+    mainstay__spawn__pack(env->spawn, packed);
+    request->spawn = mainstay__spawn__unpack(NULL, bytes, packed);
+    if (request->spawn)
+        r = mst_proc_kill(k, env->spawn->vm, spawn_after_kill, request);
+    if (r < 0)
+        goto fail;
+    free(packed);
+    return 0;
+fail:
+    free(packed);
+    if (request)
+        spawn_request_free(request);
+    return r;
+}
+
 static int run_spawn(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
 {
     const Mainstay__Spawn *request = env->spawn;
-    Mainstay__Spawned body = MAINSTAY__SPAWNED__INIT;
-    mst_envelope answer = MST_ENVELOPE(SPAWNED, spawned, &body);
     struct mst_vm *vm;
-    pid_t pid;
+    bool standby;
+    pid_t pid = 0;
     int r;
 
     r = starting_slot(k, request->vm, request->epoch, true, &vm, why);
@@ -179,13 +256,19 @@ static int run_spawn(struct mst_keeper *k, const mst_envelope *env, struct mst_w
         return r;
     if (!request->n_argv || strcmp(request->argv[0], k->conf->qemu) != 0)
         return mst_why_set(why, -EPERM, "the only program a VM is started with is %s", k->conf->qemu);
-    r = mst_proc_spawn(vm, request->argv, request->n_argv, &pid, why);
+    if (mst_guard_process(k->guard, vm->name) == 0) {
+        r = mst_standby_use(vm, request->argv, request->n_argv, &pid, why);
+        if (r == -EAGAIN) {
+            r = spawn_later(k, env);
+            return r < 0 ? r : 1;
+        }
+    }
+    standby = r == 1;
+    if (!standby)
+        r = mst_proc_spawn(vm, request->argv, request->n_argv, &pid, why);
     if (r < 0)
         return r;
-    body.pid = pid;
-    answer.has_reply_to = 1;
-    answer.reply_to = env->id;
-    mst_agent_send(k, &answer);
+    spawned(k, env->id, pid, standby);
     return 1;
 }
 
@@ -297,6 +380,7 @@ static const struct request_row {
     {MAINSTAY__ENVELOPE__BODY_AREAS_DROP, "areas-drop", false, run_areas_drop},
     {MAINSTAY__ENVELOPE__BODY_PULL, "pull", true, run_pull},
     {MAINSTAY__ENVELOPE__BODY_SPAWN, "spawn", true, run_spawn},
+    {MAINSTAY__ENVELOPE__BODY_STANDBY_SPAWN, "standby-spawn", true, mst_standby_spawn},
     {MAINSTAY__ENVELOPE__BODY_KILL, "kill", false, run_kill},
     {MAINSTAY__ENVELOPE__BODY_VM_STATE, "vm-state", false, run_vm_state},
     {MAINSTAY__ENVELOPE__BODY_NODE_HEALTH, "node-health", false, run_node_health},

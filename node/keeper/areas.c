@@ -35,6 +35,8 @@ static void make_end(struct mst_make *job)
     struct mst_vm *vm = job->vm;
 
     vm->areas_making = false;
+    if (job->err < 0 && job->areas.ram_there)
+        mst_ram_remove(job->folder, &job->areas);
     if (job->err == 0) {
         vm->areas = job->areas;
         vm->areas_ready = true;

@@ -240,36 +240,58 @@ static int poll_start(struct mst_console *console, int fd)
     return 0;
 }
 
-int mst_console_open(struct mst_vm *vm, int *ret_child_fd, struct mst_why *why)
+int mst_console_pair(const struct mst_vm *vm, int *ret_fd, int *ret_child_fd, struct mst_why *why)
 {
-    struct mst_console *console;
     int pair[2], r;
 
-    mst_console_free(vm); /* of an earlier try at this epoch */
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return mst_why_set(why, -errno, "socketpair for the console of %s: %s", vm->name, strerror(errno));
-    console = calloc(1, sizeof(*console));
-    if (!console) {
-        r = -ENOMEM;
-        goto close_pair;
+    if (fcntl(pair[0], F_SETFL, O_NONBLOCK) < 0) { /* ours only: the flag belongs to each end */
+        r = -errno;
+        close(pair[0]);
+        close(pair[1]);
+        return r;
     }
-    console->vm = vm;
-    console->fd = console->file = -1;
-    r = fcntl(pair[0], F_SETFL, O_NONBLOCK) < 0 ? -errno : 0; /* ours only: the flag belongs to each end */
-    if (r == 0)
-        r = poll_start(console, pair[0]);
-    if (r < 0)
-        goto free_console;
-    file_open(console);
-    vm->console = console;
+    *ret_fd = pair[0];
     *ret_child_fd = pair[1];
     return 0;
-free_console:
-    free(console);
-close_pair:
-    close(pair[0]);
-    close(pair[1]);
-    return r;
+}
+
+int mst_console_begin(struct mst_vm *vm, int fd)
+{
+    struct mst_console *console;
+    int r;
+
+    mst_console_free(vm); /* of an earlier try at this epoch */
+    console = calloc(1, sizeof(*console));
+    if (!console)
+        return -ENOMEM;
+    console->vm = vm;
+    console->fd = console->file = -1;
+    r = poll_start(console, fd);
+    if (r < 0) {
+        free(console);
+        return r;
+    }
+    file_open(console);
+    vm->console = console;
+    return 0;
+}
+
+int mst_console_open(struct mst_vm *vm, int *ret_child_fd, struct mst_why *why)
+{
+    int fd = -1, child_fd = -1, r = mst_console_pair(vm, &fd, &child_fd, why);
+
+    if (r < 0)
+        return r;
+    r = mst_console_begin(vm, fd);
+    if (r < 0) {
+        close(fd);
+        close(child_fd);
+        return r;
+    }
+    *ret_child_fd = child_fd;
+    return 0;
 }
 
 void mst_console_hangup(struct mst_vm *vm)

@@ -122,6 +122,11 @@ void mst_images_hello(const struct mst_vm *vm, Mainstay__HeldVm *held)
     held->log_id = vm->image->grant.log_id;
 }
 
+bool mst_images_mirroring(const struct mst_vm *vm)
+{
+    return vm->image && vm->image->state == MST_IMAGE_MIRRORING && !vm->image->revoked && vm->image->err == 0;
+}
+
 bool mst_images_readable(const struct mst_vm *vm)
 {
     return vm->image && (vm->image->state == MST_IMAGE_VERIFIED || vm->image->state == MST_IMAGE_USED);
@@ -433,7 +438,8 @@ static int image_new(struct mst_keeper *k, const struct mst_asker *asker, const 
     if (r < 0 || !vm)
         return r;
     held = held_new(k, vm);
-    r = held ? image_plan(held, order, why) : mst_why_set(why, -ENOMEM, "no memory for one more image");
+    r = held ? mst_slot_define(vm, order->definition) : -ENOMEM;
+    r = r == 0 ? image_plan(held, order, why) : mst_why_set(why, r, "no memory for one more image");
     if (r < 0) {
         mst_slot_drop(vm);
         return r;

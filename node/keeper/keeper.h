@@ -28,6 +28,7 @@
  *   output        output commit: what a VM sends waits for its mirrors; gate: the rules of that, pure
  *   device        the RDMA device: open, listen, again when it went away
  *   server        links that others opened to us: registrations and Keys
+ *   standby       QEMUs that wait beside images, so that a takeover need not start one
  *   images        this node as a mirror: images of VMs that run elsewhere, their logs; image_work: what their worker does
  *   mirrors       this node as a source: the mirrors of the VMs that run here; mirror_put: what their worker does
  *   peers         links that we open to other keepers, with their Keys
@@ -65,6 +66,7 @@ struct mst_console;
 struct mst_net;
 struct mst_output;
 struct mst_held_image;
+struct mst_standby;
 struct mst_mirrors;
 
 /* One slot of the status area. */
@@ -76,6 +78,7 @@ struct mst_vm {
     uint64_t epoch;
     unsigned state; /* enum mst_run_state; moved by mst_slot_move only */
     bool ran;       /* the guest has run in this epoch */
+    bool resumes;   /* it is ordered to go on from a save, not to boot */
     uint32_t fault_kind;
     int32_t exit_status;
     uint64_t changed_wall_ms;
@@ -95,6 +98,7 @@ struct mst_vm {
     Mainstay__StartResult start; /* answer to a repeated OrderStart */
     bool has_start;
     struct mst_held_image *image; /* of a VM that runs elsewhere: state MST_RUN_IMAGE; NULL: the slot is of a VM of ours */
+    struct mst_standby *standby;  /* of an image: its proc, if there is one, is a QEMU that waits; NULL: not looked at yet */
 };
 
 struct mst_control;
@@ -166,7 +170,8 @@ int mst_slot_granted(struct mst_keeper *k, const char *vm, uint64_t epoch, struc
 struct mst_vm *mst_slot_newest(struct mst_keeper *k, const char *vm); /* highest epoch; NULL: none */
 int mst_slot_new(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why);
 int mst_slot_new_image(struct mst_keeper *k, const char *vm, uint64_t epoch, struct mst_vm **ret_vm, struct mst_why *why);
-void mst_slot_move(struct mst_vm *vm, unsigned state, const char *why); /* publishes, logs and tells the coordinators */
+int mst_slot_define(struct mst_vm *vm, const Mainstay__VmDefinition *def); /* keeps it, packed; -ENOMEM */
+void mst_slot_move(struct mst_vm *vm, unsigned state, const char *why);    /* publishes, logs and tells the coordinators */
 const char *mst_slot_state_name(unsigned state);
 void mst_slot_publish(struct mst_vm *vm);
 void mst_slot_fault(struct mst_vm *vm, uint32_t fault_kind); /* FAULT_NONE clears the flag */
@@ -188,10 +193,22 @@ int mst_proc_spawn(struct mst_vm *vm, char **argv, size_t argc, pid_t *ret_pid, 
 /* Kills whatever runs of this VM and waits for the proof: child reaped, cgroup empty. done runs once, from the loop, never inside:
  * 0, or -ETIMEDOUT and then nothing is proved. vm: name, copied. */
 int mst_proc_kill(struct mst_keeper *k, const char *vm, void (*done)(void *arg, int err), void *arg);
+/* Whether such a kill is not proved yet: what is started now would be killed as well. */
+bool mst_proc_killing(const struct mst_keeper *k, const char *vm);
 pid_t mst_proc_pid(const struct mst_vm *vm);                                        /* 0: none */
 int mst_vm_path(const struct mst_vm *vm, const char *file, char *buf, size_t size); /* RUN-DIR/vm/NAME/file */
 
+/* For standby.c. A process in the slot of an image, in the VM's own cgroup: whoever kills the VM's processes, and proves it, means this one as well.
+ * console_fd, net_fd: its ends, the caller closes them; -1 no network. The slot stays until it is gone; then mst_standby_exited. */
+int mst_proc_spawn_waiting(struct mst_vm *image, char **argv, size_t argc, int console_fd, int net_fd, struct mst_why *why);
+bool mst_proc_waits(const struct mst_vm *vm); /* such a one is there, and nobody has asked for its end */
+/* It is the process of vm from here on. As mst_guard_spawning; the image's slot is still held. */
+int mst_proc_adopt(struct mst_vm *image, struct mst_vm *vm, struct mst_why *why);
+
 /* --- console.c --- */
+/* Both ends of one, for a QEMU that waits: ours is begun once it is the VM's. */
+int mst_console_pair(const struct mst_vm *vm, int *ret_fd, int *ret_child_fd, struct mst_why *why);
+int mst_console_begin(struct mst_vm *vm, int fd); /* 0: fd is the console's; -errno: still the caller's */
 /* A socketpair; *ret_child_fd is QEMU's end (the caller closes it). */
 int mst_console_open(struct mst_vm *vm, int *ret_child_fd, struct mst_why *why);
 void mst_console_hangup(struct mst_vm *vm); /* QEMU is gone: takes what is left in the socket, keeps the ring */
@@ -214,6 +231,10 @@ void mst_console_unfollow(struct mst_keeper *k, const struct mst_control *contro
 void mst_net_sweep(const struct mst_keeper *k); /* devices that an earlier keeper left */
 /* The tap of a VM that is about to be started. *ret_fd: for its QEMU, the caller closes it afterwards; -1 it has no network. What mst_tap_open says. */
 int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_fd, struct mst_why *why);
+/* The two halves of it, for a QEMU that waits: nothing passes its tap before it has joined the bridge. */
+int mst_net_make(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_fd, struct mst_why *why);
+int mst_net_join(struct mst_vm *vm, const Mainstay__VmDefinition *def, struct mst_why *why);
+void mst_net_move(struct mst_vm *from, struct mst_vm *to);
 void mst_net_close(struct mst_vm *vm); /* its QEMU is gone: what it had sent and was held back is dropped */
 /* What it sends, when mst_output_wanted said so: plug.h. A VM without a network: 0. */
 int mst_net_cut(struct mst_vm *vm);
@@ -243,6 +264,20 @@ int mst_server_accept(struct mst_link *link, const struct mst_link_request *requ
 void mst_server_vm_ready(struct mst_vm *vm); /* areas are there: register them on every pull link */
 void mst_server_vm_gone(struct mst_vm *vm);  /* after it returned nobody has access to its areas */
 
+/* --- standby.c: QEMUs that wait beside images --- */
+void mst_standbys_second(struct mst_keeper *k);     /* begins what is to be begun */
+void mst_standbys_free(struct mst_keeper *k);       /* when no process lives any more */
+unsigned mst_standby_said(const struct mst_vm *vm); /* enum mst_standby_state, for its slot */
+int mst_standby_spawn(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why); /* StandbySpawn: as in agent_port.c */
+void mst_standby_exited(struct mst_vm *image, int wait_status);
+void mst_standby_close(struct mst_vm *image); /* ends the one that waits, if one does; its slot stays until it is gone */
+void mst_standby_free(struct mst_vm *image);
+/* The memory of vm, which is to be resumed, is about to be made, and is planned: the RAM that one has mapped becomes its RAM, if one waits and would do. */
+void mst_standby_ram(struct mst_vm *vm);
+/* Whether vm gets the one that waits: 1 it is its process now; 0 none is there; -EAGAIN one is there that will not do, or something of vm is being killed:
+ * mst_proc_kill first. */
+int mst_standby_use(struct mst_vm *vm, char **argv, size_t argc, pid_t *ret_pid, struct mst_why *why);
+
 /* --- images.c: this node is a mirror --- */
 int mst_images_new(struct mst_keeper *k); /* takes up what an earlier keeper left */
 void mst_images_free(struct mst_keeper *k);
@@ -256,7 +291,8 @@ void mst_images_close(struct mst_vm *vm); /* after it returned its source has no
 void mst_images_gone(struct mst_vm *vm);  /* the slot ends */
 void mst_images_fill(const struct mst_vm *vm, struct mst_vm_slot *slot);
 void mst_images_hello(const struct mst_vm *vm, Mainstay__HeldVm *held);
-bool mst_images_readable(const struct mst_vm *vm); /* verified: may be pulled */
+bool mst_images_mirroring(const struct mst_vm *vm); /* it has a checkpoint, and gets the next ones */
+bool mst_images_readable(const struct mst_vm *vm);  /* verified: may be pulled */
 /* It is what its VM is resumed from here. 0; -ESTALE not verified, or of another epoch. */
 int mst_images_use(struct mst_vm *vm, uint64_t epoch, struct mst_why *why);
 

@@ -34,6 +34,7 @@ static void parts_close(struct mst_keeper *k)
         mst_output_free(&k->vms[i]);
     }
     mst_followers_free(k);
+    mst_standbys_free(k);
     mst_images_free(k);
     mst_mirrors_close(k);
     mst_server_free(k);

@@ -47,10 +47,9 @@ void mst_net_sweep(const struct mst_keeper *k)
     }
 }
 
-int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_fd, struct mst_why *why)
+int mst_net_make(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_fd, struct mst_why *why)
 {
     struct mst_keeper *k = vm->keeper;
-    const char *bridge;
     struct mst_net *net;
     int r;
 
@@ -58,26 +57,57 @@ int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_
     *ret_fd = -1;
     if (!def->network)
         return 0;
-    bridge = def->network->bridge ? def->network->bridge : k->conf->bridge;
     net = calloc(1, sizeof(*net));
     if (!net)
         return -ENOMEM;
     name(k, "mt", k->net_number, net->tap);
     name(k, "mi", k->net_number++, net->ifb);
-    r = mst_tap_open(net->tap, bridge, ret_fd, why);
-    if (r == 0 && mst_output_wanted(def)) {
-        r = mst_plug_new(net->tap, net->ifb, HELD_BYTES_MAX, &net->plug, why);
-        if (r < 0)
-            close(*ret_fd);
-    }
+    r = mst_tap_make(net->tap, ret_fd, why);
     if (r < 0) {
-        *ret_fd = -1;
         free(net);
         return r;
     }
-    log_info("vm=%s epoch=%" PRIu64 " tap=%s bridge=%s", vm->name, vm->epoch, net->tap, bridge);
     vm->net = net;
     return 0;
+}
+
+int mst_net_join(struct mst_vm *vm, const Mainstay__VmDefinition *def, struct mst_why *why)
+{
+    struct mst_net *net = vm->net;
+    const char *bridge;
+    int r;
+
+    if (!def->network || !net)
+        return 0;
+    bridge = def->network->bridge ? def->network->bridge : vm->keeper->conf->bridge;
+    r = mst_tap_join(net->tap, bridge, why);
+    if (r == 0 && mst_output_wanted(def))
+        r = mst_plug_new(net->tap, net->ifb, HELD_BYTES_MAX, &net->plug, why);
+    if (r == 0)
+        log_info("vm=%s epoch=%" PRIu64 " tap=%s bridge=%s", vm->name, vm->epoch, net->tap, bridge);
+    return r;
+}
+
+int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_fd, struct mst_why *why)
+{
+    int r = mst_net_make(vm, def, ret_fd, why);
+
+    if (r == 0)
+        r = mst_net_join(vm, def, why);
+    if (r < 0 && *ret_fd >= 0) {
+        close(*ret_fd);
+        *ret_fd = -1;
+    }
+    if (r < 0)
+        mst_net_close(vm);
+    return r;
+}
+
+void mst_net_move(struct mst_vm *from, struct mst_vm *to)
+{
+    mst_net_close(to);
+    to->net = from->net;
+    from->net = NULL;
 }
 
 /* --- the end: the tap is gone with QEMU, the ifb is removed by a worker --- */

@@ -96,10 +96,9 @@ put:
     return 0;
 }
 
-int mst_tap_open(const char *name, const char *bridge, int *ret_fd, struct mst_why *why)
+int mst_tap_make(const char *name, int *ret_fd, struct mst_why *why)
 {
     struct ifreq request = {.ifr_flags = (short)(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL)};
-    struct nl_sock *sock = NULL;
     int fd, r;
 
     fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
@@ -108,23 +107,39 @@ int mst_tap_open(const char *name, const char *bridge, int *ret_fd, struct mst_w
     snprintf(request.ifr_name, sizeof(request.ifr_name), "%s", name);
     if (ioctl(fd, TUNSETIFF, &request) < 0) {
         r = mst_why_set(why, errno == EBUSY ? -EEXIST : -errno, "tap %s cannot be made: %s", name, strerror(errno));
-        goto close_fd;
+        close(fd);
+        return r;
     }
     ipv6_off(name);
-    r = mst_netlink_open(&sock);
-    if (r < 0) {
-        mst_why_set(why, r, "no netlink socket: %s", strerror(-r));
-        goto close_fd;
-    }
-    r = join_bridge(sock, name, bridge, why);
-    nl_socket_free(sock);
-    if (r < 0)
-        goto close_fd;
     *ret_fd = fd;
     return 0;
-close_fd:
-    close(fd); /* the device goes with it */
+}
+
+int mst_tap_join(const char *name, const char *bridge, struct mst_why *why)
+{
+    struct nl_sock *sock = NULL;
+    int r = mst_netlink_open(&sock);
+
+    if (r < 0)
+        return mst_why_set(why, r, "no netlink socket: %s", strerror(-r));
+    r = join_bridge(sock, name, bridge, why);
+    nl_socket_free(sock);
     return r;
+}
+
+int mst_tap_open(const char *name, const char *bridge, int *ret_fd, struct mst_why *why)
+{
+    int fd = -1, r = mst_tap_make(name, &fd, why);
+
+    if (r < 0)
+        return r;
+    r = mst_tap_join(name, bridge, why);
+    if (r < 0) {
+        close(fd); /* the device goes with it */
+        return r;
+    }
+    *ret_fd = fd;
+    return 0;
 }
 
 static int delete_in(struct nl_sock *sock, const char *name)

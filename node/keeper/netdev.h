@@ -12,6 +12,9 @@
 /* A tap that is up, with frames like a virtio card's (IFF_VNET_HDR), as a port of bridge. It ends with the last descriptor of it, so it goes with the
  * QEMU that has it, however that ends. -ENODEV no bridge, or no /dev/net/tun; -EEXIST a device of this name. why names what to do. */
 int mst_tap_open(const char *name, const char *bridge, int *ret_fd, struct mst_why *why);
+/* The two halves of it: a tap that is down and in no bridge, so that nothing passes it; and then up, and a port of bridge. Errors as above. */
+int mst_tap_make(const char *name, int *ret_fd, struct mst_why *why);
+int mst_tap_join(const char *name, const char *bridge, struct mst_why *why);
 /* Removes a device. 0; -ENODEV there is none. */
 int mst_netdev_delete(const char *name);
 /* Removes those whose name begins with prefix. Returns how many, or -errno. */

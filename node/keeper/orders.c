@@ -15,19 +15,6 @@
 
 /* --- start, save, continue --- */
 
-static int definition_keep(struct mst_vm *vm, const Mainstay__VmDefinition *def)
-{
-    size_t bytes = mainstay__vm_definition__get_packed_size(def);
-    uint8_t *packed = malloc(bytes ? bytes : 1);
-
-    if (!packed)
-        return -ENOMEM;
-    vm->definition_bytes = mainstay__vm_definition__pack(def, packed);
-    free(vm->definition);
-    vm->definition = packed;
-    return 0;
-}
-
 /* The slot of a granted start: the one it has, or a new one. 1: it runs already. */
 static int start_slot(struct mst_keeper *k, const Mainstay__OrderStart *order, struct mst_vm **ret_vm, struct mst_why *why)
 {
@@ -39,13 +26,14 @@ static int start_slot(struct mst_keeper *k, const Mainstay__OrderStart *order, s
         r = mst_slot_new(k, name, order->epoch, &vm, why);
         if (r < 0)
             return r;
-        r = definition_keep(vm, order->definition);
+        r = mst_slot_define(vm, order->definition);
         if (r < 0) {
             mst_slot_drop(vm);
             return r;
         }
     }
     *ret_vm = vm;
+    vm->resumes = order->source != NULL;
     if (vm->state == MST_RUN_RUNNING || vm->state == MST_RUN_PAUSED)
         return 1;
     if (vm->state == MST_RUN_DEAD && vm->ran)
@@ -323,24 +311,70 @@ int mst_fence_own(struct mst_keeper *k, const char *text, void (*done)(void *arg
     return (int)count;
 }
 
+struct forget { /* waits for the end of a QEMU that waits: who is answered finds nothing left */
+    struct mst_keeper *keeper;
+    struct mst_asker asker;
+    char vm[MST_NAME_BYTES];
+    uint64_t epoch;
+};
+
+static bool forgets(const struct mst_vm *vm, const char *name, uint64_t epoch)
+{
+    return vm->used && !vm->drop_pending && vm->epoch <= epoch && strcmp(vm->name, name) == 0;
+}
+
+static void forget_now(struct mst_keeper *k, const struct mst_asker *asker, const char *vm, uint64_t epoch)
+{
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++)
+        if (forgets(&k->vms[i], vm, epoch))
+            mst_slot_drop(&k->vms[i]);
+    mst_control_reply_error(asker, 0, NULL);
+}
+
+static void forget_killed(void *arg, int err)
+{
+    struct forget *f = arg;
+
+    if (err == 0)
+        forget_now(f->keeper, &f->asker, f->vm, f->epoch);
+    else if (err != -ECANCELED)
+        mst_control_reply_error(&f->asker, err, NULL);
+    free(f);
+}
+
+static int forget_later(struct mst_keeper *k, const struct mst_asker *asker, const Mainstay__OrderForget *order)
+{
+    struct forget *f = calloc(1, sizeof(*f));
+    int r;
+
+    if (!f)
+        return -ENOMEM;
+    *f = (struct forget){.keeper = k, .asker = *asker, .epoch = order->epoch};
+    snprintf(f->vm, sizeof(f->vm), "%s", order->vm);
+    r = mst_proc_kill(k, order->vm, forget_killed, f);
+    if (r < 0)
+        free(f);
+    return r;
+}
+
 static int run_forget(struct mst_keeper *k, const struct mst_asker *asker, const mst_envelope *env, struct mst_why *why)
 {
     const Mainstay__OrderForget *order = env->order_forget;
+    bool waits = false;
     unsigned i;
 
     for (i = 0; i < MST_VMS_PER_NODE; i++) {
         const struct mst_vm *vm = &k->vms[i];
 
-        if (vm->used && !vm->drop_pending && vm->epoch <= order->epoch && strcmp(vm->name, order->vm) == 0 &&
-            (vm->proc || vm->state == MST_RUN_STARTING || mst_guard_process(k->guard, vm->name) == vm->epoch))
+        waits = waits || (forgets(vm, order->vm, order->epoch) && vm->image && vm->proc);
+        if (forgets(vm, order->vm, order->epoch) &&
+            ((vm->proc && !vm->image) || vm->state == MST_RUN_STARTING || mst_guard_process(k->guard, vm->name) == vm->epoch))
             return mst_why_set(why, -EBUSY, "%s epoch %" PRIu64 " is %s here: fence it first", vm->name, vm->epoch,
                                mst_slot_state_name(vm->state));
     }
-    for (i = 0; i < MST_VMS_PER_NODE; i++)
-        if (k->vms[i].used && !k->vms[i].drop_pending && k->vms[i].epoch <= order->epoch &&
-            strcmp(k->vms[i].name, order->vm) == 0)
-            mst_slot_drop(&k->vms[i]);
-    mst_control_reply_error(asker, 0, NULL);
+    if (waits)
+        return forget_later(k, asker, order);
+    forget_now(k, asker, order->vm, order->epoch);
     return 0;
 }
 

@@ -90,6 +90,7 @@ void mst_slot_publish(struct mst_vm *vm)
         body.disk_bytes = vm->areas.disk_bytes;
     }
     mst_images_fill(vm, &body);
+    body.standby = mst_standby_said(vm);
     mst_pub_write(k->status->vms[vm->index].info, vm->epoch, k->instance, &body, sizeof(body));
     vm->console_published = body.console_bytes;
     k->generation++;
@@ -142,6 +143,7 @@ static void on_second(uv_timer_t *timer)
 
     mst_node_publish(k);
     mst_mirrors_second(k);
+    mst_standbys_second(k);
     for (i = 0; i < MST_VMS_PER_NODE; i++)
         if (k->vms[i].used && mst_console_bytes(&k->vms[i]) != k->vms[i].console_published)
             mst_slot_publish(&k->vms[i]);
@@ -240,6 +242,19 @@ int mst_slot_new_image(struct mst_keeper *k, const char *vm, uint64_t epoch, str
     return 0;
 }
 
+int mst_slot_define(struct mst_vm *vm, const Mainstay__VmDefinition *def)
+{
+    size_t bytes = mainstay__vm_definition__get_packed_size(def);
+    uint8_t *packed = malloc(bytes ? bytes : 1);
+
+    if (!packed)
+        return -ENOMEM;
+    vm->definition_bytes = mainstay__vm_definition__pack(def, packed);
+    free(vm->definition);
+    vm->definition = packed;
+    return 0;
+}
+
 void mst_slot_move(struct mst_vm *vm, unsigned state, const char *why)
 {
     enum mst_log_level level = state == MST_RUN_DEAD ? MST_LOG_WARNING : MST_LOG_NOTICE;
@@ -286,20 +301,29 @@ uint64_t mst_slot_save_seq(const struct mst_vm *vm)
     return record.seq;
 }
 
+static bool has_process(const struct mst_keeper *k, const char *name)
+{
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++)
+        if (k->vms[i].used && k->vms[i].proc && strcmp(k->vms[i].name, name) == 0)
+            return true;
+    return false;
+}
+
 static void slot_drop_now(struct mst_vm *vm)
 {
     struct mst_keeper *k = vm->keeper;
     char path[PATH_MAX];
 
     mst_server_vm_gone(vm);
+    mst_standby_free(vm);
     mst_images_gone(vm);
     mst_mirrors_vm_gone(vm); /* whoever sets drop_pending: the slot's next VM must not find them */
     mst_vm_areas_drop(vm);
     mst_net_close(vm);
     mst_console_free(vm);
     mst_output_free(vm);
-    if (!mst_slot_newest(k, vm->name) && mst_path(path, sizeof(path), "%s/vm-%s", k->conf->cgroup, vm->name) == 0 &&
-        mst_cgroup_remove(path) < 0)
+    if (!mst_slot_newest(k, vm->name) && !has_process(k, vm->name) &&
+        mst_path(path, sizeof(path), "%s/vm-%s", k->conf->cgroup, vm->name) == 0 && mst_cgroup_remove(path) < 0)
         log_warning("cannot remove the cgroup %s", path);
     log_notice("vm=%s epoch=%" PRIu64 " slot=%u dropped", vm->name, vm->epoch, vm->index);
     mst_pub_clear(k->status->vms[vm->index].save);
@@ -314,6 +338,7 @@ static void slot_drop_now(struct mst_vm *vm)
 void mst_slot_drop(struct mst_vm *vm)
 {
     vm->drop_pending = true;
+    mst_standby_close(vm);
     mst_images_close(vm);
     mst_mirrors_vm_gone(vm);
     if (!vm->users)

@@ -93,9 +93,11 @@ static int map_fd(int fd, uint64_t bytes, uint8_t *at, uint8_t **ret_addr)
     return 0;
 }
 
+/* at: as of map_fd. */
 typedef int (*file_map_fn)(const char *path, uint64_t bytes, uint8_t *at, uint8_t **ret_addr, struct mst_why *why);
 
-static int file_make(const char *path, uint64_t bytes, uint8_t *at, uint8_t **ret_addr, struct mst_why *why)
+/* Of its size, all holes. Its descriptor, or -errno. */
+static int file_new(const char *path, uint64_t bytes, struct mst_why *why)
 {
     int fd, r;
 
@@ -106,12 +108,36 @@ static int file_make(const char *path, uint64_t bytes, uint8_t *at, uint8_t **re
     fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return mst_why_set(why, -errno, "%s: %s", path, strerror(errno));
-    r = ftruncate(fd, (off_t)bytes) < 0 ? -errno : 0;
-    /* All pages now: a full tmpfs must be an error here and not a SIGBUS in QEMU. */
-    if (r == 0)
-        do
-            r = -posix_fallocate(fd, 0, (off_t)bytes);
-        while (r == -EINTR);
+    if (ftruncate(fd, (off_t)bytes) == 0)
+        return fd;
+    r = mst_why_set(why, -errno, "%s: %" PRIu64 " bytes: %s", path, bytes, strerror(errno));
+    close(fd);
+    unlink(path);
+    return r;
+}
+
+/* One of ours that is there already, of exactly that size. Its descriptor, or -EBADMSG. */
+static int file_open(const char *path, uint64_t bytes, struct mst_why *why)
+{
+    struct stat st;
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+
+    if (fd < 0)
+        return mst_why_set(why, -EBADMSG, "%s: %s", path, strerror(errno));
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() && (uint64_t)st.st_size == bytes)
+        return fd;
+    close(fd);
+    return mst_why_set(why, -EBADMSG, "%s is not a file of ours with %" PRIu64 " bytes", path, bytes);
+}
+
+/* All its pages now: a full tmpfs must be an error here and not a SIGBUS in QEMU. fd is closed; the file is removed on failure. */
+static int file_fill(int fd, const char *path, uint64_t bytes, uint8_t *at, uint8_t **ret_addr, struct mst_why *why)
+{
+    int r;
+
+    do
+        r = -posix_fallocate(fd, 0, (off_t)bytes);
+    while (r == -EINTR);
     if (r == 0)
         r = map_fd(fd, bytes, at, ret_addr);
     close(fd);
@@ -122,18 +148,28 @@ static int file_make(const char *path, uint64_t bytes, uint8_t *at, uint8_t **re
     return 0;
 }
 
+static int file_make(const char *path, uint64_t bytes, uint8_t *at, uint8_t **ret_addr, struct mst_why *why)
+{
+    int fd = file_new(path, bytes, why);
+
+    return fd < 0 ? fd : file_fill(fd, path, bytes, at, ret_addr, why);
+}
+
+/* One that was handed over. */
+static int file_take(const char *path, uint64_t bytes, uint8_t *at, uint8_t **ret_addr, struct mst_why *why)
+{
+    int fd = file_open(path, bytes, why);
+
+    return fd < 0 ? fd : file_fill(fd, path, bytes, at, ret_addr, why);
+}
+
 static int file_adopt(const char *path, uint64_t bytes, uint8_t *at, uint8_t **ret_addr, struct mst_why *why)
 {
-    struct stat st;
-    int fd, r;
+    int fd = file_open(path, bytes, why), r;
 
-    fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
-        return mst_why_set(why, -EBADMSG, "%s: %s", path, strerror(errno));
-    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || (uint64_t)st.st_size != bytes)
-        r = mst_why_set(why, -EBADMSG, "%s is not a file of ours with %" PRIu64 " bytes", path, bytes);
-    else
-        r = map_fd(fd, bytes, at, ret_addr);
+        return fd;
+    r = map_fd(fd, bytes, at, ret_addr);
     close(fd);
     return r;
 }
@@ -157,7 +193,8 @@ static int map_with_disk(const char *folder, struct mst_areas *areas, file_map_f
     return r < 0 ? r : map(path, areas->disk_bytes, range + ram_bytes, &at, why);
 }
 
-static int map_all(const char *folder, struct mst_areas *areas, file_map_fn map, struct mst_why *why)
+/* ram_map: how the files of RAM and disk are had, map: all others. */
+static int map_all(const char *folder, struct mst_areas *areas, file_map_fn ram_map, file_map_fn map, struct mst_why *why)
 {
     char path[PATH_MAX];
     int r = 0, i;
@@ -166,19 +203,19 @@ static int map_all(const char *folder, struct mst_areas *areas, file_map_fn map,
         if (!areas->area[i].bytes)
             continue;
         if (i == MST_AREA_RAM && areas->disk_bytes) {
-            r = map_with_disk(folder, areas, map, why);
+            r = map_with_disk(folder, areas, ram_map, why);
             continue;
         }
         r = mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path));
         if (r == 0)
-            r = map(path, areas->area[i].bytes, NULL, &areas->area[i].addr, why);
+            r = (i == MST_AREA_RAM ? ram_map : map)(path, areas->area[i].bytes, NULL, &areas->area[i].addr, why);
     }
     return r;
 }
 
 int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why)
 {
-    int r = map_all(folder, areas, file_make, why);
+    int r = map_all(folder, areas, areas->ram_there ? file_take : file_make, file_make, why);
 
     if (r < 0)
         mst_areas_unmap(folder, areas, true);
@@ -187,7 +224,7 @@ int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *
 
 int mst_areas_adopt(const char *folder, struct mst_areas *areas, struct mst_why *why)
 {
-    int r = map_all(folder, areas, file_adopt, why);
+    int r = map_all(folder, areas, file_adopt, file_adopt, why);
 
     if (r < 0)
         mst_areas_unmap(folder, areas, false);
@@ -218,6 +255,41 @@ void mst_areas_unmap(const char *folder, struct mst_areas *areas, bool unlink_fi
         munmap(areas->area[i].addr, areas->area[i].bytes);
         areas->area[i].addr = NULL;
     }
+}
+
+int mst_ram_make(const char *folder, const struct mst_areas *image, uint64_t bytes, struct mst_why *why)
+{
+    char path[PATH_MAX];
+    int r = mst_area_path(folder, image, MST_AREA_RAM, path, sizeof(path));
+
+    if (r == 0)
+        r = file_new(path, bytes, why);
+    if (r < 0)
+        return r;
+    close(r);
+    return 0;
+}
+
+void mst_ram_remove(const char *folder, const struct mst_areas *image)
+{
+    char path[PATH_MAX];
+
+    if (mst_area_path(folder, image, MST_AREA_RAM, path, sizeof(path)) == 0)
+        unlink(path);
+}
+
+int mst_ram_hand_over(const char *folder, const struct mst_areas *image, struct mst_areas *areas)
+{
+    char from[PATH_MAX], to[PATH_MAX];
+    int r = mst_area_path(folder, image, MST_AREA_RAM, from, sizeof(from));
+
+    if (r == 0)
+        r = mst_area_path(folder, areas, MST_AREA_RAM, to, sizeof(to));
+    if (r == 0 && rename(from, to) < 0)
+        r = -errno;
+    if (r == 0)
+        areas->ram_there = true;
+    return r;
 }
 
 int mst_fixed_make(const char *folder, const char *name, size_t bytes, void **ret_addr, struct mst_why *why)

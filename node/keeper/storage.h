@@ -33,6 +33,7 @@ struct mst_areas {
     uint64_t bytes;          /* sum of all */
     uint64_t
         disk_bytes; /* of the RAM area, at its end; 0: none. Whole pages, fewer than the area has. Set between plan, which sets 0, and make or adopt */
+    bool ram_there; /* mst_ram_hand_over has made the RAM's file already, and the disk's */
     struct {
         uint8_t *addr; /* NULL: absent */
         uint64_t bytes;
@@ -48,7 +49,7 @@ enum mst_areas_for {
 /* Fills names and sizes; maps nothing. ram_bytes: with the disk. -EINVAL for a RAM size that is no VM's. Any thread, pure. */
 int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, enum mst_areas_for what);
 /* Makes the planned files, allocates every page and maps them shared. Takes about 0.3 s per GB: call it from a worker thread.
- * Leftovers of the same name are removed first. -ENOSPC the tmpfs is full, -errno; nothing is left on failure. Any thread. */
+ * Leftovers of the same name are removed first, but for a RAM that is there: -EBADMSG when it is not as it was made. -ENOSPC the tmpfs is full, -errno; nothing is left on failure. Any thread. */
 int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why);
 /* Maps the planned files that an earlier keeper made. -EBADMSG when a file is missing, not a regular file of ours, or of another size. */
 int mst_areas_adopt(const char *folder, struct mst_areas *areas, struct mst_why *why);
@@ -58,6 +59,14 @@ void mst_areas_unmap(const char *folder, struct mst_areas *areas, bool unlink_fi
 void mst_areas_unlink(const char *folder, const struct mst_areas *areas);
 int mst_area_path(const char *folder, const struct mst_areas *areas, enum mst_area_kind kind, char *buf, size_t size);
 int mst_disk_path(const char *folder, const struct mst_areas *areas, char *buf, size_t size);
+
+/* --- RAM of a QEMU that waits beside the image of areas --- */
+
+/* Makes its file, of bytes, all holes: it takes no memory before mst_areas_make allocates it. A leftover is removed first. -errno. */
+int mst_ram_make(const char *folder, const struct mst_areas *image, uint64_t bytes, struct mst_why *why);
+void mst_ram_remove(const char *folder, const struct mst_areas *image); /* its name, when it has one */
+/* The file becomes that of the RAM planned in areas; whoever has it mapped keeps it. 0 or -errno: nothing has changed. */
+int mst_ram_hand_over(const char *folder, const struct mst_areas *image, struct mst_areas *areas);
 
 /* --- fixed files --- */
 

@@ -22,6 +22,7 @@ struct mst_proc {
     pid_t pid;
     int pidfd;
     bool ordered; /* we or the agent asked for its end */
+    bool waits;   /* beside the image in vm's slot: it is nobody's yet (standby.c) */
     uv_poll_t poll;
 };
 
@@ -55,6 +56,16 @@ int mst_vm_path(const struct mst_vm *vm, const char *file, char *buf, size_t siz
 static int cgroup_path(const struct mst_keeper *k, const char *vm, char *buf, size_t size)
 {
     return mst_path(buf, size, "%s/vm-%s", k->conf->cgroup, vm);
+}
+
+bool mst_proc_waits(const struct mst_vm *vm)
+{
+    return vm->proc && vm->proc->waits && !vm->proc->ordered;
+}
+
+static const char *pid_file(const struct mst_proc *proc)
+{
+    return proc->waits ? "standby.pid" : "qemu.pid";
 }
 
 /* --- the end of a process --- */
@@ -135,7 +146,7 @@ static void on_pidfd(uv_poll_t *poll, int err, int events)
 {
     struct mst_proc *proc = poll->data;
     struct mst_vm *vm = proc->vm;
-    bool ordered = proc->ordered;
+    bool ordered = proc->ordered, waits = proc->waits;
     char path[PATH_MAX];
     int status = 0, r;
 
@@ -148,14 +159,19 @@ static void on_pidfd(uv_poll_t *poll, int err, int events)
     uv_poll_stop(poll);
     vm->proc = NULL;
     uv_close((uv_handle_t *)poll, proc_closed);
-    if (mst_vm_path(vm, "qemu.pid", path, sizeof(path)) == 0)
+    if (mst_vm_path(vm, pid_file(proc), path, sizeof(path)) == 0)
         unlink(path);
     mst_console_hangup(vm);
     mst_net_close(vm);
-    vm_exited(vm, status, ordered);
+    if (waits)
+        mst_standby_exited(vm, status);
+    else
+        vm_exited(vm, status, ordered);
     /* Nothing should be left in the cgroup; the grant of a newer epoch waits for the proof. */
     if (!vm->keeper->stopping)
         mst_proc_kill(vm->keeper, vm->name, NULL, NULL);
+    if (waits)
+        mst_slot_release(vm); /* the slot may be gone now */
 }
 
 /* --- kill --- */
@@ -253,6 +269,14 @@ int mst_proc_kill(struct mst_keeper *k, const char *vm, void (*done)(void *arg, 
     return 0;
 }
 
+bool mst_proc_killing(const struct mst_keeper *k, const char *vm)
+{
+    for (const struct kill_job *job = k->kills->jobs; job; job = job->next)
+        if (strcmp(job->vm, vm) == 0)
+            return true;
+    return false;
+}
+
 int mst_kills_new(struct mst_keeper *k)
 {
     struct mst_kills *kills = calloc(1, sizeof(*kills));
@@ -290,7 +314,7 @@ void mst_kills_free(struct mst_keeper *k)
 
 /* --- spawn --- */
 
-static int folders_make(struct mst_vm *vm, char *cgroup, char *log, size_t size, struct mst_why *why)
+static int folders_make(struct mst_vm *vm, const char *log_name, char *cgroup, char *log, size_t size, struct mst_why *why)
 {
     char path[PATH_MAX];
     int r;
@@ -300,7 +324,7 @@ static int folders_make(struct mst_vm *vm, char *cgroup, char *log, size_t size,
         r = mst_mkdirs(path, 0700);
     if (r < 0)
         return mst_why_set(why, r, "%s: %s", path, strerror(-r));
-    r = mst_vm_path(vm, "qemu.log", log, size);
+    r = mst_vm_path(vm, log_name, log, size);
     if (r == 0)
         r = cgroup_path(vm->keeper, vm->name, cgroup, size);
     if (r < 0)
@@ -309,7 +333,7 @@ static int folders_make(struct mst_vm *vm, char *cgroup, char *log, size_t size,
     return mst_cgroup_make(cgroup, why);
 }
 
-static int proc_watch(struct mst_vm *vm, pid_t pid, int pidfd)
+static int proc_watch(struct mst_vm *vm, pid_t pid, int pidfd, bool waits)
 {
     struct mst_proc *proc = calloc(1, sizeof(*proc));
     char path[PATH_MAX];
@@ -320,6 +344,7 @@ static int proc_watch(struct mst_vm *vm, pid_t pid, int pidfd)
     proc->vm = vm;
     proc->pid = pid;
     proc->pidfd = pidfd;
+    proc->waits = waits;
     proc->poll.data = proc;
     r = uv_poll_init(vm->keeper->loop, &proc->poll, pidfd);
     if (r < 0) {
@@ -328,7 +353,7 @@ static int proc_watch(struct mst_vm *vm, pid_t pid, int pidfd)
     }
     vm->proc = proc;
     uv_poll_start(&proc->poll, UV_READABLE, on_pidfd);
-    if (mst_vm_path(vm, "qemu.pid", path, sizeof(path)) == 0)
+    if (mst_vm_path(vm, pid_file(proc), path, sizeof(path)) == 0)
         mst_pidfile_write(path, pid);
     return 0;
 }
@@ -368,7 +393,7 @@ int mst_proc_spawn(struct mst_vm *vm, char **argv, size_t argc, pid_t *ret_pid, 
     r = mst_guard_spawning(k->guard, vm->name, vm->epoch, why);
     if (r < 0)
         return r;
-    r = folders_make(vm, cgroup, log, sizeof(log), why);
+    r = folders_make(vm, "qemu.log", cgroup, log, sizeof(log), why);
     if (r < 0)
         goto gone;
     r = mst_console_open(vm, &spawn.fd, why);
@@ -388,7 +413,7 @@ int mst_proc_spawn(struct mst_vm *vm, char **argv, size_t argc, pid_t *ret_pid, 
         close(spawn.fd2);
     if (r < 0)
         goto net_close;
-    r = proc_watch(vm, pid, pidfd);
+    r = proc_watch(vm, pid, pidfd, false);
     if (r < 0) {
         child_end(pid, pidfd);
         goto net_close;
@@ -405,4 +430,61 @@ hangup:
 gone:
     mst_guard_gone(k->guard, vm->name);
     return r;
+}
+
+/* --- a QEMU that waits --- */
+
+int mst_proc_spawn_waiting(struct mst_vm *image, char **argv, size_t argc, int console_fd, int net_fd, struct mst_why *why)
+{
+    char cgroup[PATH_MAX], log[PATH_MAX];
+    struct mst_spawn spawn = {.exec = image->keeper->conf->exec,
+                              .cgroup = cgroup,
+                              .log = log,
+                              .fd = console_fd,
+                              .fd2 = net_fd,
+                              .argv = (const char *const *)argv,
+                              .argc = argc};
+    int r, pidfd;
+    pid_t pid;
+
+    r = folders_make(image, "standby.log", cgroup, log, sizeof(log), why);
+    if (r < 0)
+        return r;
+    MST_POINT("standby.begun");
+    r = mst_spawn(&spawn, &pid, &pidfd, why);
+    if (r < 0)
+        return r;
+    MST_POINT("standby.spawned");
+    r = proc_watch(image, pid, pidfd, true);
+    if (r < 0) {
+        child_end(pid, pidfd);
+        return r;
+    }
+    image->users++; /* on_pidfd gives it back */
+    return 0;
+}
+
+int mst_proc_adopt(struct mst_vm *image, struct mst_vm *vm, struct mst_why *why)
+{
+    struct mst_proc *proc = image->proc;
+    char from[PATH_MAX], to[PATH_MAX];
+    int r = mst_guard_spawning(vm->keeper->guard, vm->name, vm->epoch, why);
+
+    if (r < 0)
+        return r;
+    if (mst_vm_path(image, "standby.log", from, sizeof(from)) == 0 && mst_vm_path(vm, "qemu.log", to, sizeof(to)) == 0)
+        rename(from, to); /* its last line is evidence for the VM's end */
+    if (mst_vm_path(image, pid_file(proc), from, sizeof(from)) == 0)
+        unlink(from);
+    image->proc = NULL;
+    vm->proc = proc;
+    proc->vm = vm;
+    proc->waits = false;
+    if (mst_vm_path(vm, pid_file(proc), to, sizeof(to)) == 0)
+        mst_pidfile_write(to, proc->pid);
+    log_info("vm=%s epoch=%" PRIu64 " pid=%ld is the QEMU that waited", vm->name, vm->epoch, (long)proc->pid);
+    mst_event(&(struct mst_event){.kind = MST_EV_STANDBY_USED, .vm = vm->name, .epoch = vm->epoch});
+    mst_event(&(struct mst_event){.kind = MST_EV_QEMU_SPAWNED, .vm = vm->name, .epoch = vm->epoch});
+    mst_slot_publish(vm);
+    return 0;
 }

@@ -211,8 +211,9 @@ class Lab:
         """{VM: [node, ...]} of the QEMUs that are there, asked of the machines themselves over the management network."""
         found = {}
         for node in nodes:
-            # A zombie has no command line any more, and keeps its name.
-            done = self.exec(node, "for p in /proc/[0-9]*; do read -r c <$p/comm && case $c in mst-*) [ \"$(readlink $p/exe)\" ] && echo $c;; esac; "
+            # A zombie has no command line any more, and keeps its name. One that waits beside an image is nobody's.
+            done = self.exec(node, "for p in /proc/[0-9]*; do read -r c <$p/comm && case $c in mst-*) [ \"$(readlink $p/exe)\" ] && "
+                                   "! grep -qsx ${p#/proc/} /run/mainstay/vm/${c#mst-}/standby.pid && echo $c;; esac; "
                                    "done 2>/dev/null; echo all")
             lines = done.stdout.split()
             need(lines[-1:] == ["all"], f"{node} does not say which QEMUs it has: {done.stdout}{done.stderr}")

@@ -63,6 +63,21 @@ static void map_ram(struct saved_vm *vm)
         map_new_at(vm->disk_path, vm->disk_bytes, range + memory_bytes, &vm->disk_fd);
 }
 
+static void unmap_ram(struct saved_vm *vm)
+{
+    munmap((void *)(uintptr_t)vm->map.ram, vm->map.ram_bytes);
+    close(vm->ram_fd);
+    if (vm->disk_fd >= 0)
+        close(vm->disk_fd);
+}
+
+void saved_vm_new_ram(struct saved_vm *vm)
+{
+    unmap_ram(vm);
+    must(unlink(vm->ram_path) == 0 && (!vm->disk_bytes || unlink(vm->disk_path) == 0), "%s", strerror(errno));
+    map_ram(vm);
+}
+
 static void define(struct saved_vm *vm, const struct saved_vm_conf *conf)
 {
     mainstay__vm_definition__init(&vm->definition);
@@ -291,7 +306,7 @@ void saved_vm_end(struct saved_vm *vm)
 /* --- resuming --- */
 
 /* RAM as the newest record has it, put into the RAM file; the stream into ret_stream. As a keeper does after a pull. */
-static void rebuild(struct saved_vm *vm, uint8_t *ret_stream, uint64_t *ret_bytes)
+void saved_vm_fill(struct saved_vm *vm, uint8_t *ret_stream, uint64_t *ret_bytes)
 {
     uint8_t *ram = (uint8_t *)(uintptr_t)vm->map.ram;
     struct mst_save_record record;
@@ -322,6 +337,14 @@ static void on_end(int err, const struct mst_why *why, void *arg)
     vm->load = NULL;
 }
 
+void saved_vm_load(struct saved_vm *vm, uint8_t *stream, uint64_t bytes)
+{
+    vm->done = false;
+    must(mst_load_start(&vm->loop, vm->qmp, stream, bytes, 20000, on_end, vm, &vm->load) == 0, "load cannot begin");
+    must(loop_until(&vm->loop, saved_vm_is_done, vm, 30000), "load: no end");
+    must(vm->err == 0, "load: %s", vm->why.text);
+}
+
 void saved_vm_cont(struct saved_vm *vm)
 {
     struct mst_resume *resume;
@@ -332,7 +355,7 @@ void saved_vm_cont(struct saved_vm *vm)
     must(vm->err == 0, "cont: %s", vm->why.text);
 }
 
-static bool has_beat_after_mark(void *arg)
+bool saved_vm_has_beat_after_mark(void *arg)
 {
     return ((struct saved_vm *)arg)->console.first_beat_after_mark != 0;
 }
@@ -342,19 +365,16 @@ void saved_vm_resume(struct saved_vm *vm, struct saved_vm_resumed *ret_resumed)
     static uint8_t stream[MST_DEVICE_BYTES_MAX];
     uint64_t start_ns = mst_now_ns(), bytes;
 
-    rebuild(vm, stream, &bytes);
+    saved_vm_fill(vm, stream, &bytes);
     ret_resumed->fill_ns = mst_now_ns() - start_ns;
     ret_resumed->device_bytes = bytes;
     guest_mark(&vm->console);
     saved_vm_spawn(vm, true);
-    vm->done = false;
     start_ns = mst_now_ns();
-    must(mst_load_start(&vm->loop, vm->qmp, stream, bytes, 20000, on_end, vm, &vm->load) == 0, "load cannot begin");
-    must(loop_until(&vm->loop, saved_vm_is_done, vm, 30000), "load: no end");
-    must(vm->err == 0, "load: %s", vm->why.text);
+    saved_vm_load(vm, stream, bytes);
     saved_vm_cont(vm);
     ret_resumed->load_ns = mst_now_ns() - start_ns;
-    must(loop_until(&vm->loop, has_beat_after_mark, vm, 20000), "no beat after resuming");
+    must(loop_until(&vm->loop, saved_vm_has_beat_after_mark, vm, 20000), "no beat after resuming");
 }
 
 bool saved_vm_has_beats(void *arg)
@@ -369,13 +389,10 @@ void saved_vm_free(struct saved_vm *vm)
     saved_vm_end(vm);
     uv_run(&vm->loop, UV_RUN_DEFAULT);
     must(uv_loop_close(&vm->loop) == 0, "a handle was left open");
-    munmap((void *)(uintptr_t)vm->map.ram, vm->map.ram_bytes);
+    unmap_ram(vm);
     munmap(vm->map.save, vm->save_layout.bytes);
     munmap(vm->map.shadow, vm->map.ram_bytes);
     munmap(vm->map.delta, vm->delta_layout.bytes);
-    close(vm->ram_fd);
-    if (vm->disk_fd >= 0)
-        close(vm->disk_fd);
     snprintf(command, sizeof(command), "rm -rf %s", vm->dir);
     must(system(command) == 0, "%s: cannot be removed", vm->dir);
     free(vm);

@@ -70,10 +70,15 @@ struct saved_vm_resumed {
 };
 /* Fills the RAM file from the newest record, as a keeper does after a pull, starts another QEMU and lets the guest go on: until its first beat. */
 void saved_vm_resume(struct saved_vm *vm, struct saved_vm_resumed *ret_resumed);
+/* Its steps, for a QEMU that has been started before (saved_vm_spawn, incoming). stream: MST_DEVICE_BYTES_MAX. */
+void saved_vm_new_ram(struct saved_vm *vm); /* other files, without a page, in place of RAM and disk: for the next QEMU */
+void saved_vm_fill(struct saved_vm *vm, uint8_t *ret_stream, uint64_t *ret_bytes);
+void saved_vm_load(struct saved_vm *vm, uint8_t *stream, uint64_t bytes); /* the guest stands until saved_vm_cont */
 void saved_vm_free(struct saved_vm *vm);
 
 /* For loop_until, with a struct saved_vm. */
 bool saved_vm_has_beats(void *vm); /* five */
+bool saved_vm_has_beat_after_mark(void *vm);
 bool saved_vm_is_done(void *vm);
 
 #endif

@@ -575,10 +575,9 @@ static void spawn_send(struct avm *vm)
 {
     Mainstay__Spawn body = MAINSTAY__SPAWN__INIT;
     mst_envelope env = MST_MSG(SPAWN, spawn, &body);
-    char epoch[24];
-    char *argv[4] = {vm->agent->host->conf.qemu, vm->vm, epoch, vm->path[MST_AREA_RAM]};
+    char monitor[] = "/" MST_QMP_SOCK;
+    char *argv[4] = {vm->agent->host->conf.qemu, vm->vm, vm->path[MST_AREA_RAM], monitor};
 
-    snprintf(epoch, sizeof(epoch), "%" PRIu64, vm->epoch);
     body.vm = vm->vm;
     body.epoch = vm->epoch;
     body.n_argv = 4;
@@ -872,6 +871,8 @@ static void vm_answered(struct avm *vm, const mst_envelope *env)
             break;
         }
         vm->pid = env->spawned->pid;
+        if (env->spawned->has_standby && env->spawned->standby)
+            spawn_ms = sim_between(1, 8); /* it is there already */
         vm->state = AVM_LOADING;
         later(vm, spawn_ms * SIM_MS, load_done);
         break;
@@ -994,12 +995,30 @@ static void welcomed(struct sim_agent *agent, const Mainstay__AgentWelcome *welc
         attach(agent, welcome->vms[i]);
 }
 
+/* A QEMU is to wait beside an image: as spawn_send, but for the names. */
+static void standby_asked(struct sim_agent *agent, const Mainstay__StandbyAsk *asked)
+{
+    Mainstay__StandbySpawn body = MAINSTAY__STANDBY_SPAWN__INIT;
+    mst_envelope env = MST_MSG(STANDBY_SPAWN, standby_spawn, &body);
+    char monitor[] = "/" MST_STANDBY_PREFIX MST_QMP_SOCK;
+    char *argv[4] = {agent->host->conf.qemu, asked->definition->name, asked->ram, monitor};
+
+    body.vm = asked->definition->name;
+    body.epoch = asked->epoch;
+    body.n_argv = 4;
+    body.argv = argv;
+    send_env(agent, &env);
+}
+
 static void on_message(struct mst_sock *sock, const mst_envelope *env, void *arg)
 {
     struct sim_agent *agent = arg;
 
     (void)sock;
     switch (env->body_case) {
+    case MAINSTAY__ENVELOPE__BODY_STANDBY_ASK:
+        standby_asked(agent, env->standby_ask);
+        break;
     case MAINSTAY__ENVELOPE__BODY_AGENT_WELCOME:
         welcomed(agent, env->agent_welcome);
         break;

@@ -95,6 +95,7 @@ static const struct mutant {
     {97, "I4", "a mirror that cannot be reached counts as lost", CHECKER},
     {98, "I14", "a log is granted to another keeper than the source's", CHECKER},
     {99, "I3", "a source is told that a mirror counts before that is durable", CHECKER},
+    {110, "I1", "a VM is started beside the QEMU that waits over its memory", CHECKER},
     {54, "I2", "a plan does not look whether a newer grant is to be fenced first", CRASH}, /* grant() does */
 };
 #define MUTANTS (sizeof(mutants) / sizeof(mutants[0]))

@@ -183,9 +183,35 @@ void oracle_fence_says(struct sim_host *host, int err)
 
 /* --- I1: the vCPUs of a VM run at one place only. I8, I2, I3: and under a grant that is durable, new and not stopped --- */
 
+/* Two QEMUs must not have the same memory mapped, whichever of them waits. */
 void oracle_qemu_new(struct sim_task *task)
 {
-    oracle_lease_start(&W->hosts[task->host], task->vm, task->epoch);
+    const struct sim_host *host = &W->hosts[task->host];
+
+    for (const struct sim_task *other = host->tasks; other; other = other->next) {
+        if (other != task && other->alive && !other->is_agent && task->ram && other->ram == task->ram)
+            oracle_breach("I1", "%s: %s epoch %" PRIu64 " is started over memory that a QEMU of epoch %" PRIu64 " still has",
+                          host->name, task->vm, task->epoch, other->epoch);
+    }
+    oracle_lease_start(host, task->vm, task->epoch);
+}
+
+/* The QEMU that waited is the one of (vm, epoch) from here on. */
+void oracle_standby_used(const struct sim_host *host, const char *vm, uint64_t epoch)
+{
+    char ram[120];
+
+    oracle_counts.standbys++;
+    snprintf(ram, sizeof(ram), "/%s.e%" PRIu64 ".ram", vm, epoch);
+    for (struct sim_task *task = host->tasks; task; task = task->next) {
+        if (!task->alive || !task->waits || strcmp(task->vm, vm) != 0)
+            continue;
+        if (!task->ram || !task->ram->named || !strstr(task->ram->path, ram))
+            oracle_breach("I6", "%s: %s epoch %" PRIu64 " gets a QEMU that has other memory", host->name, vm, epoch);
+        task->waits = false;
+        task->epoch = epoch;
+    }
+    oracle_lease_start(host, vm, epoch);
 }
 
 void oracle_qemu_dead(struct sim_task *task)
@@ -215,6 +241,8 @@ void oracle_vcpu_on(struct sim_task *task)
     oracle_counts.vcpu_starts++;
     sim_say("%s: the vCPUs of %s run, epoch %" PRIu64, W->hosts[task->host].name, task->vm, task->epoch);
     sim_hash_u64(task->epoch * 1000 + task->host);
+    if (task->waits)
+        oracle_breach("I2", "%s: a QEMU that waits beside the image of %s runs", W->hosts[task->host].name, task->vm);
     if (vm->on && vm->on != task)
         oracle_breach("I1", "%s runs on %s (epoch %" PRIu64 ") and on %s (epoch %" PRIu64 ") at once", task->vm,
                       W->hosts[vm->on->host].name, vm->on->epoch, W->hosts[task->host].name, task->epoch);
@@ -254,7 +282,7 @@ static const struct sim_task *living(const char *vm, uint64_t up_to_epoch)
 {
     for (unsigned h = 0; h < W->conf.nodes; h++) {
         for (const struct sim_task *task = W->hosts[h].tasks; task; task = task->next) {
-            if (task->alive && !task->is_agent && task->epoch <= up_to_epoch && strcmp(task->vm, vm) == 0)
+            if (task->alive && !task->is_agent && !task->waits && task->epoch <= up_to_epoch && strcmp(task->vm, vm) == 0)
                 return task;
         }
     }

@@ -29,6 +29,7 @@ void oracle_coord_down(struct sim_coord *coord);
 /* QEMUs */
 void oracle_qemu_new(struct sim_task *task);
 void oracle_qemu_dead(struct sim_task *task);
+void oracle_standby_used(const struct sim_host *host, const char *vm, uint64_t epoch);
 void oracle_vcpu_on(struct sim_task *task);
 void oracle_vcpu_off(struct sim_task *task);
 /* saves */
@@ -93,7 +94,8 @@ bool oracle_vm_wanted(const char *vm);
 
 struct oracle_counts {
     uint64_t vcpu_starts, commits, grants, fenced, checkpoints, resumes, boots, orders, power_fences, recoveries, picks, stops,
-        lease_proofs, acks, joins, images, left; /* mirrors: acknowledged, counting, verified; output that waited and has left */
+        lease_proofs, acks, joins, images, left, /* mirrors: acknowledged, counting, verified; output that waited and has left */
+        standbys;                                /* QEMUs that had waited and were used */
 };
 extern struct oracle_counts oracle_counts;
 

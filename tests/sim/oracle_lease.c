@@ -50,7 +50,7 @@ static uint64_t dog_ns(const struct sim_host *host)
 static const struct sim_task *living_on(const struct sim_host *host)
 {
     for (const struct sim_task *task = host->tasks; task; task = task->next) {
-        if (task->alive && !task->is_agent)
+        if (task->alive && !task->is_agent && !task->waits)
             return task;
     }
     return NULL;
@@ -73,6 +73,8 @@ void oracle_event(const struct sim_host *host, const struct mst_event *event)
 {
     if (event->kind == MST_EV_ORDER_RECEIVED)
         saw_term(host, event->term, event->what);
+    if (event->kind == MST_EV_STANDBY_USED)
+        oracle_standby_used(host, event->vm, event->epoch);
     if (event->kind != MST_EV_HELLO_WELCOMED)
         return;
     saw_term(host, event->term, "the welcome");

@@ -65,6 +65,8 @@ static const struct {
     {"order.relayed", K_},
     {"spawn.begun", K_},
     {"spawn.done", K_},
+    {"standby.begun", K_},
+    {"standby.spawned", K_},
     {"kill.begun", K_},
     {"kill.sent", K_},
     {"kill.proved", K_},

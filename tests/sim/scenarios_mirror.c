@@ -252,6 +252,80 @@ static void scenario_88_source_whose_keeper_alone_dies_clears_what_it_has_when_i
     well();
 }
 
+/* --- the QEMU that waits beside an image --- */
+
+static bool runs_anew(void)
+{
+    return phase_of("vm0") == MST_VM_RUNNING && epoch_of("vm0") > epoch_before && task_of("vm0");
+}
+
+static struct sim_task *waiting(void)
+{
+    for (struct sim_task *task = mirror->tasks; task; task = task->next) {
+        if (task->alive && task->waits && strcmp(task->vm, "vm0") == 0)
+            return task;
+    }
+    return NULL;
+}
+
+static bool one_waits(void)
+{
+    return waiting() != NULL;
+}
+
+static uint64_t standbys_before;
+
+static void waiting_stage(unsigned nodes, unsigned on_node_fault)
+{
+    mirrored_stage_of(nodes, 2, on_node_fault, 300);
+    EXPECT(until(one_waits, 40000), "no QEMU waits beside the image of vm0");
+    standbys_before = oracle_counts.standbys;
+}
+
+static void scenario_88_a_takeover_uses_the_qemu_that_waits(void)
+{
+    pid_t pid;
+
+    waiting_stage(3, 0);
+    pid = waiting() ? waiting()->pid : 0;
+    off(source);
+    until_recovered(30000);
+    resumed_from_a_save();
+    EXPECT(oracle_counts.standbys == standbys_before + 1 && task_of("vm0") && task_of("vm0")->pid == pid,
+           "the QEMU that waited was not used");
+    EXPECT(until(mirrored, 40000), "vm0 is not protected again: %s", look_at("vm0").protection);
+    well();
+}
+
+static void scenario_88_a_qemu_that_waits_and_dies_costs_no_takeover(void)
+{
+    waiting_stage(3, 0);
+    sim_task_kill(waiting());
+    sim_run_ms(5);
+    off(source);
+    until_recovered(30000);
+    resumed_from_a_save();
+    well();
+}
+
+/* Its memory is no save's: the QEMU that waits is ended before another one is started. */
+static void scenario_88_a_vm_that_boots_gets_no_qemu_that_waits(void)
+{
+    waiting_stage(2, MST_ON_FAULT_RESTART);
+    off(source);
+    EXPECT(until(runs_anew, 40000), "vm0 has not been restarted");
+    EXPECT(oracle_counts.standbys == standbys_before && host_of("vm0") == mirror && !one_waits(), "it got the QEMU that waits");
+    well();
+}
+
+static void scenario_88_a_vm_that_is_stopped_leaves_no_qemu_that_waits(void)
+{
+    waiting_stage(3, 0);
+    (void)sim_operator(MST_REQ_STOP, "vm0", NULL, NULL);
+    sim_run_ms(20000);
+    EXPECT(!one_waits() && phase_of("vm0") == MST_VM_STOPPED, "vm0 was stopped, and a QEMU waits for it");
+}
+
 static void scenario_89_mirror_without_power_is_replaced_and_its_return_changes_nothing(void)
 {
     struct sim_host *old;
@@ -412,11 +486,6 @@ static void scenario_97_a_slow_mirror_slows_checkpoints_down_and_gets_them_whole
     well();
 }
 
-static bool runs_anew(void)
-{
-    return phase_of("vm0") == MST_VM_RUNNING && epoch_of("vm0") > epoch_before && task_of("vm0");
-}
-
 static void scenario_98_an_image_of_an_earlier_life_is_not_resumed_from(void)
 {
     mirrored_stage_of(4, 2, MST_ON_FAULT_RESTART, 2000);
@@ -459,6 +528,10 @@ const struct scenario scenarios_mirror[] = {
     ROW(scenario_47_bit_flips_in_a_mirror_at_rest_are_found_and_it_is_made_anew),
     ROW(scenario_88_source_without_power_goes_on_from_its_mirror_and_never_at_its_return),
     ROW(scenario_88_source_whose_keeper_alone_dies_clears_what_it_has_when_it_is_outlived),
+    ROW(scenario_88_a_takeover_uses_the_qemu_that_waits),
+    ROW(scenario_88_a_qemu_that_waits_and_dies_costs_no_takeover),
+    ROW(scenario_88_a_vm_that_boots_gets_no_qemu_that_waits),
+    ROW(scenario_88_a_vm_that_is_stopped_leaves_no_qemu_that_waits),
     ROW(scenario_89_mirror_without_power_is_replaced_and_its_return_changes_nothing),
     ROW(scenario_90_both_lost_it_is_restarted_and_the_loss_is_said),
     ROW(scenario_91_mirror_that_stood_still_takes_what_came_meanwhile),

@@ -35,7 +35,7 @@ struct sim_watch_fd *sim_watch_of(int fd)
 struct sim_task *sim_task_of_vm(const struct sim_host *host, const char *vm, uint64_t epoch)
 {
     for (struct sim_task *task = host->tasks; task; task = task->next) {
-        if (!task->is_agent && task->alive && (epoch == 0 || task->epoch == epoch) && strcmp(task->vm, vm) == 0)
+        if (!task->is_agent && task->alive && !task->waits && (epoch == 0 || task->epoch == epoch) && strcmp(task->vm, vm) == 0)
             return task;
     }
     return NULL;
@@ -179,6 +179,15 @@ static void joins_cgroup(void *arg)
     ((struct sim_task *)arg)->in_cgroup = true;
 }
 
+/* It dies by itself, unless it has become a VM's. */
+static void waits_no_more(void *arg)
+{
+    struct sim_task *task = arg;
+
+    if (task->waits)
+        sim_task_kill(task);
+}
+
 int mst_spawn(const struct mst_spawn *spawn, pid_t *ret_pid, int *ret_pidfd, struct mst_why *why)
 {
     struct sim_host *host = sim_here();
@@ -207,10 +216,14 @@ int mst_spawn(const struct mst_spawn *spawn, pid_t *ret_pid, int *ret_pidfd, str
     }
     if (spawn->argc >= 4) { /* an agent that tests/fuzz plays may say less */
         snprintf(task->vm, sizeof(task->vm), "%s", spawn->argv[1]);
-        task->epoch = strtoull(spawn->argv[2], NULL, 10);
-        task->ram = sim_file_find(host, spawn->argv[3]);
+        task->ram = sim_file_find(host, spawn->argv[2]);
+        task->waits = strstr(spawn->argv[3], MST_STANDBY_PREFIX) != NULL;
+        if (task->ram && !task->waits) /* FOLDER/VM.eEPOCH.ram */
+            task->epoch = strtoull(strrchr(spawn->argv[2], '/') + strlen(task->vm) + 3, NULL, 10);
     }
     task->vm_index = sim_vm_index(task->vm);
+    if (task->waits && sim_chance(50))
+        sim_at(NULL, sim_between(1, 20000) * SIM_MS, waits_no_more, task);
     oracle_qemu_new(task);
     return 0;
 }
@@ -317,6 +330,19 @@ int mst_console_open(struct mst_vm *vm, int *ret_child_fd, struct mst_why *why)
     return 0;
 }
 
+int mst_console_pair(const struct mst_vm *vm, int *ret_fd, int *ret_child_fd, struct mst_why *why)
+{
+    (void)vm, (void)why;
+    *ret_fd = *ret_child_fd = -1;
+    return 0;
+}
+
+int mst_console_begin(struct mst_vm *vm, int fd)
+{
+    (void)vm, (void)fd;
+    return 0;
+}
+
 void mst_console_hangup(struct mst_vm *vm)
 {
     (void)vm;
@@ -372,6 +398,24 @@ int mst_net_open(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_
     (void)vm, (void)def, (void)why;
     *ret_fd = -1;
     return 0;
+}
+
+int mst_net_make(struct mst_vm *vm, const Mainstay__VmDefinition *def, int *ret_fd, struct mst_why *why)
+{
+    (void)vm, (void)def, (void)why;
+    *ret_fd = -1;
+    return 0;
+}
+
+int mst_net_join(struct mst_vm *vm, const Mainstay__VmDefinition *def, struct mst_why *why)
+{
+    (void)vm, (void)def, (void)why;
+    return 0;
+}
+
+void mst_net_move(struct mst_vm *from, struct mst_vm *to)
+{
+    (void)from, (void)to;
 }
 
 void mst_net_close(struct mst_vm *vm)

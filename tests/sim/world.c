@@ -65,6 +65,7 @@ static void host_init(struct sim_host *host, unsigned index)
     host->conf.memory_mib = 256;
     host->conf.vcpus = 4;
     host->conf.mirror_scrub_s = 1; /* guests write each page anew within 6 s */
+    host->conf.standby_memory_mib = 4 * MST_STANDBY_MIB;
 }
 
 struct sim_world *sim_world_new(const struct sim_conf *conf)

@@ -54,6 +54,7 @@ struct sim_task { /* a child of a keeper: a QEMU, or the agent's pid */
     char vm[MST_NAME_BYTES];
     unsigned vm_index;
     uint64_t epoch;
+    bool waits;   /* beside an image: it is nobody's yet */
     bool stopped; /* SIGSTOP */
     enum sim_guest guest;
     struct sim_file *ram;

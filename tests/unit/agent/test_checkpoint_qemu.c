@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static unsigned memory_mib = 16, disk_mib; /* as struct saved_vm_conf says */
@@ -347,6 +348,74 @@ START_TEST(pause_by_kind_of_disk)
 }
 END_TEST
 
+static long status_kib(pid_t pid, const char *key)
+{
+    char path[64], line[200];
+    long kib = -1;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    file = fopen(path, "r");
+    ck_assert_ptr_nonnull(file);
+    while (fgets(line, sizeof(line), file))
+        if (strncmp(line, key, strlen(key)) == 0)
+            sscanf(line + strlen(key), ": %ld", &kib);
+    fclose(file);
+    return kib;
+}
+
+static long blocks_of(const char *path)
+{
+    struct stat st;
+
+    ck_assert_int_eq(stat(path, &st), 0);
+    return (long)st.st_blocks;
+}
+
+/* What decisions/0011 leans on: it may wait over any memory, and what came there meanwhile is what it resumes from. Round 1: with a disk in it. */
+START_TEST(qemu_that_waits_writes_nothing_and_goes_on_from_what_was_put_under_it)
+{
+    static const char *const append[] = {"pages=512 interval_ms=50 hot=40", "pages=512 interval_ms=50 hot=40 pmem_mib=3"};
+    static uint8_t stream[MST_DEVICE_BYTES_MAX];
+    struct saved_vm *w;
+    uint64_t bytes, start_ns;
+
+    disk_mib = _i ? 3 : 0;
+    w = vm_new(mst_delta_capacity(RAM_BYTES), append[_i]);
+    saved_vm_spawn(w, false);
+    ck_assert_msg(loop_until(&w->loop, saved_vm_has_beats, w, 30000), "no beats");
+    saved_vm_checkpoints(w);
+    saved_vm_take(w, MST_CKPT_RUN_ON);
+    loop_for(&w->loop, 300);
+    saved_vm_take(w, MST_CKPT_STAY);
+    ck_assert_msg(w->err == 0 && !w->report.whole, "%s", w->why.text);
+    saved_vm_end(w);
+    saved_vm_new_ram(w);
+    guest_mark(&w->console);
+    start_ns = mst_now_ns();
+    saved_vm_spawn(w, true);
+    printf("start %.1f ms", (double)(mst_now_ns() - start_ns) / 1e6);
+    loop_for(&w->loop, 1500); /* whatever it may be about to do */
+    ck_assert_int_eq(blocks_of(w->ram_path), 0);
+    ck_assert_int_eq(_i ? blocks_of(w->disk_path) : 0, 0);
+    ck_assert_uint_eq(w->console.first_beat_after_mark, 0);
+    printf(", waiting: %ld KiB resident, %ld of them its own\n", status_kib(w->guest.pid, "VmRSS"),
+           status_kib(w->guest.pid, "RssAnon"));
+
+    saved_vm_fill(w, stream, &bytes); /* under it */
+    saved_vm_load(w, stream, bytes);
+    loop_for(&w->loop, 500);
+    ck_assert_uint_eq(w->console.first_beat_after_mark, 0); /* nor does it run because it is loaded */
+    saved_vm_cont(w);
+    ck_assert_msg(loop_until(&w->loop, saved_vm_has_beat_after_mark, w, 20000), "no beat after resuming");
+    ck_assert_uint_le(w->console.first_beat_after_mark, w->console.beat_at_mark + 1);
+    loop_for(&w->loop, 1500); /* it looks at all of its pages */
+    ck_assert_msg(w->console.broken == 0, "%s", w->console.bad);
+    saved_vm_free(w);
+    disk_mib = 0;
+}
+END_TEST
+
 /* bench: measure instead. */
 int main(int argc, char **argv)
 {
@@ -372,6 +441,7 @@ int main(int argc, char **argv)
     tcase_add_test(tcase, held_guest_stands_until_it_is_resumed_and_loses_no_beat);
     tcase_add_test(tcase, a_guest_stands_and_nothing_is_committed_until_its_output_is_marked);
     tcase_add_test(tcase, panicked_guest_is_not_saved_over_its_last_good_checkpoint);
+    tcase_add_loop_test(tcase, qemu_that_waits_writes_nothing_and_goes_on_from_what_was_put_under_it, 0, 2);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);
     failed = srunner_ntests_failed(runner);

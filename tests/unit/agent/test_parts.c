@@ -70,7 +70,7 @@ START_TEST(command_line_is_that_of_the_contract)
         " -chardev socket,id=qmp,path=/run/vm/qmp.sock,server=on,wait=off -mon chardev=qmp,mode=control"
         " -chardev socket,id=qmp2,path=/run/vm/qmp-spare.sock,server=on,wait=off -mon chardev=qmp2,mode=control"
         " -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-        " -kernel /boot/k -initrd /boot/i -append a=1 b -incoming defer");
+        " -kernel /boot/k -initrd /boot/i -append a=1 b -incoming defer -S");
     mst_qemu_args_free(argv);
 }
 END_TEST

@@ -57,6 +57,7 @@ START_TEST(node_file_takes_its_defaults)
     ck_assert_str_eq(conf->accel, "auto");
     ck_assert_str_eq(conf->bridge, "mainstay0");
     ck_assert_uint_eq(conf->mirror_scrub_s, 30);
+    ck_assert_uint_eq(conf->standby_memory_mib, 256);
     mst_node_conf_free(conf);
 }
 END_TEST
@@ -191,11 +192,12 @@ START_TEST(leases_and_watchdogs_are_loaded)
     mst_coordinator_conf_free(conf);
     load_ok(mst_node_conf_load(file_make("n.yaml",
                                          "cluster: lab\nnode: n1\nid: 1\naddress: 10.7.0.1\nmemory-mib: 16\nvcpus: 1\n"
-                                         "coordinators: [{address: 10.7.0.101}]\non-lease-lost: run-on\n"
+                                         "coordinators: [{address: 10.7.0.101}]\non-lease-lost: run-on\nstandby-memory-mib: 0\n"
                                          "watchdog: {device: /dev/watchdog0, timeout-s: 20}\n",
                                          0),
                                &node, &why));
     ck_assert_str_eq(node->on_lease_lost, "run-on");
+    ck_assert_uint_eq(node->standby_memory_mib, 0);
     ck_assert_str_eq(node->watchdog->device, "/dev/watchdog0");
     ck_assert_uint_eq(node->watchdog->timeout_s, 20);
     ck_assert_str_eq(node->watchdog->kind, "hardware");

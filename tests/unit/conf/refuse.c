@@ -56,11 +56,11 @@ static const struct bad bads[] = {
      "7: adress: is not a key, did you mean address; allowed: cluster, node, id, address, port, rack, coordinators, "
      "main-storage, "
      "memory-mib, vcpus, run-dir, state-dir, events-file, cgroup, agent, exec, qemu, accel, on-lease-lost, bridge, "
-     "mirror-scrub-s, watchdog, management"},
+     "mirror-scrub-s, standby-memory-mib, watchdog, management"},
     {NODE, NODE_HEAD "memory_mib: 16\n",
      "7: memory_mib: is not a key, did you mean memory-mib; allowed: cluster, node, id, address, port, rack, coordinators, "
      "main-storage, memory-mib, vcpus, run-dir, state-dir, events-file, cgroup, agent, exec, qemu, accel, on-lease-lost, bridge, "
-     "mirror-scrub-s, watchdog, management"},
+     "mirror-scrub-s, standby-memory-mib, watchdog, management"},
     {NODE, NODE_HEAD "mirror-scrub-s: 0\n", "7: mirror-scrub-s: 0 is out of range, allowed 1..86400"},
     {NODE, NODE_HEAD "coordinators:\n  - address: 10.0.0.1\n    prot: 1\n",
      "9: coordinators[0].prot: is not a key, did you mean port; allowed: address, port, management-address"},

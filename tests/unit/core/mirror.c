@@ -106,6 +106,23 @@ START_TEST(a_running_vm_gets_a_mirror_where_most_memory_is_and_status_says_since
 }
 END_TEST
 
+START_TEST(status_says_whether_a_qemu_waits_beside_the_image_and_why_none_does)
+{
+    struct world *w = mirrored_vm(3);
+    struct mst_slot *image = world_slot(&w->nodes[mirror_of(w)], VM, 1);
+
+    world_run(w, 1500);
+    ck_assert_ptr_null(look(w).mirrors[0].standby); /* an earlier keeper does not say */
+    image->standby = MST_SLOT_STANDBY_WARM;
+    world_run(w, 1500);
+    ck_assert_str_eq(look(w).mirrors[0].standby, "warm");
+    image->standby = MST_SLOT_STANDBY_FULL;
+    world_run(w, 1500);
+    ck_assert_str_eq(look(w).mirrors[0].standby, "cold: others take the standby-memory-mib of its node");
+    world_free(w);
+}
+END_TEST
+
 START_TEST(status_says_how_often_checkpoints_come_and_what_is_wrong_with_the_next)
 {
     struct world *w = world_new(3);
@@ -1587,6 +1604,7 @@ int main(void)
 
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, a_running_vm_gets_a_mirror_where_most_memory_is_and_status_says_since_when);
+    tcase_add_test(tcase, status_says_whether_a_qemu_waits_beside_the_image_and_why_none_does);
     tcase_add_test(tcase, status_says_how_often_checkpoints_come_and_what_is_wrong_with_the_next);
     tcase_add_test(tcase, vms_under_other_levels_get_none);
     tcase_add_test(tcase, only_allowed_nodes_become_mirrors);

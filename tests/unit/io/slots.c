@@ -101,6 +101,7 @@ START_TEST(an_image_is_told_with_its_log_and_has_no_save_of_its_own)
     image.delta_bytes = RAM + (RAM >> 9);
     image.image_state = 2;
     image.log_id = UINT64_MAX;
+    image.standby = MST_STANDBY_WARM;
     publish(3, 5, &image);
     checkpoint(3, 5);
     parse(false);
@@ -109,6 +110,12 @@ START_TEST(an_image_is_told_with_its_log_and_has_no_save_of_its_own)
     ck_assert_uint_eq(got.slots[0].log_id, UINT64_MAX);
     ck_assert_uint_eq(got.slots[0].save_seq, 0);
     ck_assert(!got.slots[0].save_corrupt);
+    ck_assert_uint_eq(got.slots[0].standby, MST_SLOT_STANDBY_WARM);
+    image.standby = MST_STANDBYS; /* of a later version: not shown */
+    publish(3, 5, &image);
+    parse(false);
+    ck_assert_uint_eq(got.count, 1);
+    ck_assert_uint_eq(got.slots[0].standby, MST_SLOT_STANDBY_NONE);
     image.image_state = 7;
     publish(3, 5, &image);
     parse(true);

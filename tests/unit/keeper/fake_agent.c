@@ -6,7 +6,8 @@
  *     agent=refuse      answers the order with an error at the end   agent=silent     never answers the order
  *     agent=stands      says that the VM is paused, and never answers
  * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N. Files in
- * RUN-DIR tell it more: none while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
+ * RUN-DIR tell it more: `standby`, it says how QEMUs are started that are to wait; `standby-other`, in other words than it starts them with later;
+ * `standby-none`, that it cannot. None (checkpoints) while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
  * is damaged after its commit. */
 #include "base/clock.h"
 #include "base/file.h"
@@ -34,6 +35,7 @@ struct vm {
     char source_node[MST_NAME_BYTES];
     bool has_source;
     unsigned slot;
+    char ram[PATH_MAX];
     struct mst_save_map map;
     struct mst_save_writer *writer;
     Mainstay__StartResult result;
@@ -165,18 +167,57 @@ static void pull_ask(struct vm *vm)
     send_env(&env);
 }
 
+struct words { /* a command line, as far as the keeper looks at it */
+    char *argv[5], ram[PATH_MAX + 16], monitor[PATH_MAX + 128], spare[PATH_MAX + 128];
+};
+
+static size_t words_make(struct words *w, const char *vm, const char *append, const char *ram, const char *prefix)
+{
+    snprintf(w->ram, sizeof(w->ram), "mem-path=%s", ram);
+    snprintf(w->monitor, sizeof(w->monitor), "path=%s/vm/%s/%s" MST_QMP_SOCK, run_dir, vm, prefix);
+    snprintf(w->spare, sizeof(w->spare), "path=%s/vm/%s/%s" MST_QMP_SPARE_SOCK, run_dir, vm, prefix);
+    w->argv[0] = qemu;
+    w->argv[1] = (char *)append;
+    w->argv[2] = w->ram;
+    w->argv[3] = w->spare; /* the first one is there last: the test's QEMU waits for its name to go */
+    w->argv[4] = w->monitor;
+    return 5;
+}
+
 static void spawn_ask(struct vm *vm)
 {
     Mainstay__Spawn body = MAINSTAY__SPAWN__INIT;
-    char *argv[] = {qemu, vm->append};
+    struct words words;
     ENVELOPE(env, SPAWN, spawn, &body);
 
     body.vm = vm->name;
     body.epoch = wants(vm, "agent=old-epoch") ? vm->epoch - 1 : vm->epoch;
-    body.n_argv = 2;
-    body.argv = argv;
+    body.n_argv = words_make(&words, vm->name, vm->append, vm->ram, "");
+    body.argv = words.argv;
     env.has_id = 1;
     env.id = id_of(vm, STEP_SPAWN);
+    send_env(&env);
+}
+
+static bool is_told(const char *what, bool once);
+
+static void standby_asked(const Mainstay__StandbyAsk *ask)
+{
+    Mainstay__StandbySpawn body = MAINSTAY__STANDBY_SPAWN__INIT;
+    ENVELOPE(env, STANDBY_SPAWN, standby_spawn, &body);
+    const char *append = ask->definition->boot_append ? ask->definition->boot_append : "";
+    struct words words;
+
+    if (!is_told("standby", false))
+        return;
+    body.vm = ask->definition->name;
+    body.epoch = ask->epoch;
+    body.argv = words.argv;
+    if (is_told("standby-none", false))
+        body.text = (char *)"told to have none";
+    else
+        body.n_argv = words_make(&words, ask->definition->name, is_told("standby-other", false) ? "other" : append, ask->ram,
+                                 MST_STANDBY_PREFIX);
     send_env(&env);
 }
 
@@ -318,6 +359,7 @@ static void areas_made(struct vm *vm, const Mainstay__Areas *areas)
         }
     }
     vm->slot = areas->slot;
+    snprintf(vm->ram, sizeof(vm->ram), "%s", areas->ram);
     vm->map = (struct mst_save_map){.ram_bytes = areas->ram_bytes,
                                     .delta_capacity = areas->delta_capacity,
                                     .epoch = vm->epoch,
@@ -505,6 +547,9 @@ static void on_message(struct mst_sock *s, const mst_envelope *env, void *arg)
         break;
     case MAINSTAY__ENVELOPE__BODY_VM_EXITED:
         exited(env->vm_exited);
+        break;
+    case MAINSTAY__ENVELOPE__BODY_STANDBY_ASK:
+        standby_asked(env->standby_ask);
         break;
     default:
         if (env->has_reply_to)

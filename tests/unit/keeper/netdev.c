@@ -81,6 +81,22 @@ START_TEST(frames_go_from_one_tap_of_a_bridge_to_the_other)
 }
 END_TEST
 
+START_TEST(a_tap_that_has_not_joined_carries_nothing_and_does_once_it_has)
+{
+    int fd = -1;
+
+    ck_assert_msg(mst_tap_make("mt1.5", &fd, &why) == 0, "%s", why.text);
+    ip("link show mt1.5 | grep 'state DOWN' | grep -qv master");
+    close(from);
+    from = fd; /* a card that nobody sees */
+    ck_assert_int_lt(write(from, "x", 1), 0);
+    ck_assert_msg(mst_tap_join("mt1.5", "br0", &why) == 0, "%s", why.text);
+    frame_send(8);
+    ck_assert_uint_eq(frame_next(5000), 8);
+    ck_assert_int_eq(mst_tap_join("mt1.5", "br9", &why), -ENODEV);
+}
+END_TEST
+
 START_TEST(a_tap_is_gone_with_its_last_descriptor)
 {
     int other = dup(from);
@@ -229,6 +245,7 @@ int main(void)
     tcase_add_checked_fixture(links, network_up, network_down);
     tcase_set_timeout(links, 100);
     tcase_add_test(links, frames_go_from_one_tap_of_a_bridge_to_the_other);
+    tcase_add_test(links, a_tap_that_has_not_joined_carries_nothing_and_does_once_it_has);
     tcase_add_test(links, a_tap_is_gone_with_its_last_descriptor);
     tcase_add_test(links, what_is_missing_is_said_and_nothing_is_left);
     tcase_add_test(links, what_an_earlier_keeper_left_is_removed_and_nothing_else);

@@ -236,6 +236,7 @@ static Mainstay__MirrorGrant mirrored_every(uint32_t interval_ms, uint64_t more)
     Mainstay__MirrorGrant grant;
 
     rig->checkpoint_interval_ms = interval_ms;
+    rig->append = append;
     rig_keeper_start(1);
     rig_keeper_start(2);
     ck_done_ok(rig_start(1, "web01", 5, MAINSTAY__PROTECT__PROTECT_MIRROR, append, NULL));
@@ -256,6 +257,8 @@ static Mainstay__MirrorGrant mirrored(void)
     return mirrored_every(100, 10);
 }
 
+static bool took_standby; /* the last takeover */
+
 /* The last beat that was shown before the node died, and the first one afterwards. */
 static void goes_on_at_its_mirror(unsigned *ret_last, unsigned *ret_first)
 {
@@ -275,6 +278,7 @@ static void goes_on_at_its_mirror(unsigned *ret_last, unsigned *ret_first)
     fprintf(stderr, "image verified in %llu us\n", (unsigned long long)done->image->verify_us);
     done = rig_start(2, "web01", 6, MAINSTAY__PROTECT__PROTECT_MIRROR, append, &source);
     ck_done_ok(done);
+    took_standby = done->start->standby;
     fprintf(stderr, "pulled in %llu us, checks %llu us, spawn %llu us, load %llu us\n", (unsigned long long)done->start->pull_us,
             (unsigned long long)done->start->verify_us, (unsigned long long)done->start->spawn_us,
             (unsigned long long)done->start->load_us);
@@ -284,6 +288,14 @@ static void goes_on_at_its_mirror(unsigned *ret_last, unsigned *ret_first)
     ck_assert_uint_gt(first, 1); /* not booted anew */
     *ret_first = first;
     *ret_last = last;
+}
+
+static bool is_warm(void *arg)
+{
+    struct mst_vm_slot info;
+
+    (void)arg;
+    return rig_slot(2, "web01", 5, &info) >= 0 && info.standby == MST_STANDBY_WARM;
 }
 
 static void loses_nothing_that_was_shown(void)
@@ -301,6 +313,22 @@ START_TEST(a_guest_goes_on_at_its_mirror_when_its_node_is_gone)
     with_disk(_i);
     mirrored();
     loses_nothing_that_was_shown();
+}
+END_TEST
+
+/* Its image changes under the QEMU that waits, and that goes on from what the image has in the end. */
+START_TEST(a_takeover_uses_the_qemu_that_waits)
+{
+    long pid;
+
+    mirrored();
+    ck_assert(rig_until(is_warm, NULL, 30000));
+    pid = rig_pid_of(2, "vm/web01/standby.pid");
+    rig_wait_mirror(1, MAINSTAY__MIRROR_PHASE__MIRROR_SURE, rig->nodes[1].mirror->mirror_state->acked_seq + 10);
+    loses_nothing_that_was_shown();
+    ck_assert(took_standby);
+    ck_assert_int_eq(rig_pid_of(2, "vm/web01/qemu.pid"), pid);
+    wait_beat(2, beat_of(2, false) + 20); /* all of its memory has been looked at */
 }
 END_TEST
 
@@ -371,6 +399,7 @@ int main(void)
     tcase_add_test(tc, checkpoints_go_on_under_the_next_agent);
     tcase_add_loop_test(tc, a_guest_comes_back_from_what_a_killed_keeper_left, 0, 2);
     tcase_add_loop_test(tc, a_guest_goes_on_at_its_mirror_when_its_node_is_gone, 0, 2);
+    tcase_add_test(tc, a_takeover_uses_the_qemu_that_waits);
     tcase_add_loop_test(tc, what_was_shown_is_never_said_again_but_without_output_commit, 0, 2);
     tcase_add_test(tc, a_mirror_stays_one_under_the_next_agent);
     tcase_add_test(tc, a_guest_that_is_saved_on_order_is_saved_at_its_mirror_too);

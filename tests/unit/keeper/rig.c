@@ -592,7 +592,7 @@ static Mainstay__Peer peer_of(unsigned number)
 
 void rig_mirror_send(unsigned mirror, const char *vm, uint64_t epoch, unsigned source, uint64_t ring_bytes)
 {
-    Mainstay__VmDefinition def = definition(vm, MAINSTAY__PROTECT__PROTECT_MIRROR, "x");
+    Mainstay__VmDefinition def = definition(vm, MAINSTAY__PROTECT__PROTECT_MIRROR, rig->append ? rig->append : "x");
     Mainstay__Peer peer = peer_of(source);
     Mainstay__OrderMirror body = MAINSTAY__ORDER_MIRROR__INIT;
     mst_envelope env = MAINSTAY__ENVELOPE__INIT;

@@ -44,6 +44,7 @@ struct rig {
     const char *agent, *qemu, *kernel; /* set by rig_setup; a test may replace them before it starts a keeper */
     uint32_t vm_memory_mib, checkpoint_interval_ms;
     uint32_t vm_disk_mib; /* of VMs under protect: local and mirror; 0: none */
+    const char *append;   /* of the definition in OrderMirror, "x" unless set: that of the VM's start */
     bool output_at_once;  /* VMs under protect: mirror have output-commit: false */
     char folder[96];
     struct rig_node nodes[RIG_NODES + 1]; /* by number */

@@ -58,7 +58,7 @@ static const struct field node_status[] = {F(T, node_id),         F(T, health),
 static const struct field vm_slot[] = {
     F(T, vm),          F(T, run_state),    F(T, qemu_pid),    F(T, exit_status),   F(T, fault_kind),      F(T, ram_bytes),
     F(T, save_bytes),  F(T, shadow_bytes), F(T, delta_bytes), F(T, console_bytes), F(T, console_beat_ms), F(T, changed_wall_ms),
-    F(T, image_state), F(T, image_source), F(T, log_id),      F(T, disk_bytes),    F(T, reserved)};
+    F(T, image_state), F(T, image_source), F(T, log_id),      F(T, disk_bytes),    F(T, standby),         F(T, reserved)};
 #undef T
 #define T mst_save_record
 static const struct field save_record[] = {F(T, seq),           F(T, source),        F(T, device_slot),

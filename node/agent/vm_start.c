@@ -433,8 +433,8 @@ static void map_work(uv_work_t *work)
         vm->work_err = mst_disks_check(vm->machine, &vm->disk_devices, &vm->work_why);
     if (vm->work_err < 0)
         return;
-    vm->work_err = mst_vmmap_open(&agent->status, vm->areas_named, vm->definition, vm->epoch, agent->instance, &vm->map,
-                                  &vm->work_unlocked, &vm->work_why);
+    vm->work_err = mst_vmmap_open(&agent->status, vm->areas_named, vm->definition, vm->epoch, agent->instance, vm->attaching,
+                                  &vm->map, &vm->work_unlocked, &vm->work_why);
     if (vm->work_err < 0)
         return;
     vm->work_err = vm->attaching ? mst_save_writer_attach(&vm->map->map, &vm->writer) : -ENODATA;

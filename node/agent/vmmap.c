@@ -143,7 +143,8 @@ static int map_ram(const struct mst_status_map *status, const Mainstay__Areas *a
 }
 
 int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition,
-                   uint64_t epoch, uint64_t instance, struct mst_vmmap **ret_areas, int *ret_unlocked, struct mst_why *why)
+                   uint64_t epoch, uint64_t instance, bool runs, struct mst_vmmap **ret_areas, int *ret_unlocked,
+                   struct mst_why *why)
 {
     struct mst_vmmap *mapped;
     struct mst_delta_layout delta;
@@ -170,7 +171,7 @@ int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *a
     r = map_ram(status, areas, mapped, why);
     if (r < 0)
         goto fail;
-    *ret_unlocked = mlock(mapped->map.ram, areas->ram_bytes) < 0 ? errno : 0;
+    *ret_unlocked = mlock2(mapped->map.ram, areas->ram_bytes, runs ? 0 : MLOCK_ONFAULT) < 0 ? errno : 0;
     r = map_file(status->folder, areas->save, mapped->save_bytes, NULL, &data, NULL, NULL, why);
     if (r < 0)
         goto fail;

@@ -29,9 +29,13 @@ void mst_status_unmap(struct mst_status_map *map);
 
 /* Maps the files of a definition's areas. RAM is locked in memory (dirty.h says why); when that is not allowed, *ret_unlocked
  * is set to the errno, otherwise to 0.
+ *   runs  its guest runs already, and its checkpoints go on: every page is locked now. Otherwise each is when it is first touched, which the first
+ *         checkpoint does, as it copies all of them: what was written before is in the copy, whether the page has kept its bit or not. To lock all
+ *         of them at once would make a resume wait for every page there is.
  * -EINVAL (sizes or slot do not fit the definition), -EBADMSG (a file is too short), -ENOMEM, -errno of opening; with why. */
 int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition,
-                   uint64_t epoch, uint64_t instance, struct mst_vmmap **ret_areas, int *ret_unlocked, struct mst_why *why);
+                   uint64_t epoch, uint64_t instance, bool runs, struct mst_vmmap **ret_areas, int *ret_unlocked,
+                   struct mst_why *why);
 void mst_vmmap_close(struct mst_vmmap *areas); /* NULL is fine */
 
 #endif

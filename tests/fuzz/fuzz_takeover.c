@@ -244,7 +244,7 @@ static void agent(struct fuzz_in *in)
     areas.delta = (char *)(fuzz_u8(in) & 1 ? "../main" : "web01.e4.delta");
     areas.has_delta_capacity = 1;
     areas.delta_capacity = fuzz_u32(in) ^ 256;
-    r = mst_vmmap_open(&status, &areas, &def, EPOCH, OLD, &mapped, &unlocked, &why);
+    r = mst_vmmap_open(&status, &areas, &def, EPOCH, OLD, false, &mapped, &unlocked, &why);
     FUZZ_CHECK(r == 0 || why.text[0]);
     if (r == 0) {
         FUZZ_CHECK(mapped->map.ram[mapped->map.ram_bytes - 1] <= UINT8_MAX &&

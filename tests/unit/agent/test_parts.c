@@ -476,11 +476,62 @@ static void make_areas(void)
 static int map_areas(struct mst_why *why)
 {
     struct mst_vmmap *map = NULL;
-    int unlocked, r = mst_vmmap_open(&status, &areas, &web, 1, 77, &map, &unlocked, why);
+    int unlocked, r = mst_vmmap_open(&status, &areas, &web, 1, 77, false, &map, &unlocked, why);
 
     mst_vmmap_close(map);
     return r;
 }
+
+/* Of our mapping of the RAM file: KiB that are there, and whether what is there stays. */
+static long ram_resident_kib(bool *ret_locked)
+{
+    char line[600];
+    bool is_ram = false;
+    long kib = -1, value;
+    FILE *maps = fopen("/proc/self/smaps", "r");
+
+    *ret_locked = false;
+    ck_assert_ptr_nonnull(maps);
+    while (fgets(line, sizeof(line), maps)) {
+        size_t len = strcspn(line, "\n");
+
+        if (strstr(line, " rw-s ") != NULL)
+            is_ram = len > 2 && strncmp(line + len - 2, "/r", 2) == 0;
+        if (is_ram && sscanf(line, "Rss: %ld", &value) == 1)
+            kib = value;
+        if (is_ram && strncmp(line, "VmFlags:", 8) == 0) {
+            *ret_locked = strstr(line, " lo") != NULL;
+            is_ram = false;
+        }
+    }
+    fclose(maps);
+    return kib;
+}
+
+START_TEST(ram_of_a_guest_that_runs_is_locked_at_once_and_another_ones_page_by_page)
+{
+    struct mst_vmmap *map = NULL;
+    struct mst_why why;
+    bool locked;
+    int unlocked;
+
+    web.has_protect = 1;
+    web.protect = MAINSTAY__PROTECT__PROTECT_LOCAL;
+    make_areas();
+    ck_assert_int_eq(mst_vmmap_open(&status, &areas, &web, 1, 77, _i, &map, &unlocked, &why), 0);
+    if (unlocked != 0) { /* not allowed here */
+        mst_vmmap_close(map);
+        return;
+    }
+    ck_assert_int_eq(ram_resident_kib(&locked), _i ? 1024 : 0);
+    ck_assert(locked);
+    for (uint64_t page = 0; page < map->map.ram_bytes / MST_PAGE_BYTES; page++)
+        ck_assert_uint_eq(map->map.ram[page * MST_PAGE_BYTES], 0);
+    ck_assert_int_eq(ram_resident_kib(&locked), 1024);
+    ck_assert(locked);
+    mst_vmmap_close(map);
+}
+END_TEST
 
 START_TEST(areas_are_mapped_only_when_every_size_fits)
 {
@@ -538,7 +589,7 @@ START_TEST(a_disk_is_mapped_right_behind_ram)
     ck_assert_int_eq(map_areas(&why), -EBADMSG);
     make("disk", 1 << 20);
     make("s", (4 << 20) + 2 * 4096); /* enough for twice the pages */
-    ck_assert_msg(mst_vmmap_open(&status, &areas, &web, 1, 77, &map, &unlocked, &why) == 0, "%s", why.text);
+    ck_assert_msg(mst_vmmap_open(&status, &areas, &web, 1, 77, false, &map, &unlocked, &why) == 0, "%s", why.text);
     ck_assert_uint_eq(map->map.ram_bytes, 2 << 20);
     ck_assert_uint_eq(map->disk_bytes, 1 << 20);
     ((uint8_t *)(uintptr_t)map->map.ram)[1 << 20] = 'd';
@@ -698,6 +749,7 @@ int main(void)
     tcase_add_test(tcase, saved_state_decides_the_machine);
     tcase_add_test(tcase, saved_state_decides_how_many_disks_of_which_kind_and_the_vm_where_they_are);
     tcase_add_test(tcase, filled_shadow_becomes_the_first_checkpoint);
+    tcase_add_loop_test(tcase, ram_of_a_guest_that_runs_is_locked_at_once_and_another_ones_page_by_page, 0, 2);
     tcase_add_test(tcase, areas_are_mapped_only_when_every_size_fits);
     tcase_add_test(tcase, a_disk_is_mapped_right_behind_ram);
     tcase_add_test(tcase, pages_of_a_disk_are_counted_on_from_those_of_ram);

@@ -51,6 +51,7 @@ static const struct rule rules[] = {
     {NULL, "device_bytes", KIND_NUMBER, 0, MST_DEVICE_BYTES_MAX, 0},
     {"Pulled", "device_slot", KIND_NUMBER, 0, 1, 0},
     {"Areas", "disk", KIND_PATH, 1, MST_PATH_BYTES_MAX, 0},
+    {"StandbyAsk", "disk", KIND_PATH, 1, MST_PATH_BYTES_MAX, 0},
     {"Areas", "disk_bytes", KIND_NUMBER, MST_PAGE_BYTES, (uint64_t)MST_VM_MEMORY_MIB_MAX << 20, 0},
     {"VmDefinition", "disks", KIND_LIST, 0, 0, MST_DISKS_MAX},
     {"Done", "error", KIND_NUMBER, 0, 4095, 0},

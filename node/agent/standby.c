@@ -1,6 +1,7 @@
 #include "node/agent/agent.h"
 
 #include "base/log.h"
+#include "node/agent/disk.h"
 #include "node/agent/qemu_args.h"
 #include "node/agent/saved_state.h"
 
@@ -16,7 +17,8 @@ struct standby {
     struct mst_agent *agent;
     Mainstay__StandbyAsk *ask; /* owned */
     Mainstay__VmDefinition *machine;
-    char *text; /* why there is none */
+    uint32_t disk_devices; /* mst_disks_check */
+    char *text;            /* why there is none */
     uv_work_t work;
 };
 
@@ -30,7 +32,7 @@ static void standby_free(struct standby *s)
     free(s);
 }
 
-/* A saved state has its machine in a file. */
+/* A saved state has its machine in a file; and what its disks are is looked up. */
 static void work(uv_work_t *req)
 {
     struct standby *s = req->data;
@@ -39,6 +41,8 @@ static void work(uv_work_t *req)
 
     if (r == 0)
         r = mst_vm_check_boot_files(s->machine, &why);
+    if (r == 0)
+        r = mst_disks_check(s->machine, &s->disk_devices, &why);
     if (r < 0)
         s->text = strdup(why.text[0] ? why.text : mst_errname(r));
 }
@@ -46,8 +50,13 @@ static void work(uv_work_t *req)
 static int args(const struct standby *s, char ***ret_argv, struct mst_why *why)
 {
     const struct mst_agent *agent = s->agent;
-    struct mst_qemu_where where = {
-        .qemu = agent->qemu, .accel = agent->accel, .ram_path = s->ask->ram, .incoming = true, .standby = true};
+    struct mst_qemu_where where = {.qemu = agent->qemu,
+                                   .accel = agent->accel,
+                                   .ram_path = s->ask->ram,
+                                   .disk_path = s->ask->disk,
+                                   .devices = s->disk_devices,
+                                   .incoming = true,
+                                   .standby = true};
     char dir[256];
     int r = mst_vm_dir(agent, s->ask->definition->name, dir, sizeof(dir));
 

@@ -139,9 +139,12 @@ static int ask(struct mst_vm *image)
 {
     Mainstay__StandbyAsk body = MAINSTAY__STANDBY_ASK__INIT;
     mst_envelope env = MST_ENVELOPE(STANDBY_ASK, standby_ask, &body);
-    char ram[PATH_MAX];
-    int r = mst_area_path(image->keeper->conf->main_storage, &image->areas, MST_AREA_RAM, ram, sizeof(ram));
+    const char *folder = image->keeper->conf->main_storage;
+    char ram[PATH_MAX], disk[PATH_MAX];
+    int r = mst_area_path(folder, &image->areas, MST_AREA_RAM, ram, sizeof(ram));
 
+    if (r == 0)
+        r = mst_disk_path(folder, &image->areas, disk, sizeof(disk));
     if (r < 0)
         return r;
     body.definition = mainstay__vm_definition__unpack(NULL, image->definition_bytes, image->definition);
@@ -149,6 +152,7 @@ static int ask(struct mst_vm *image)
         return -ENOMEM;
     body.epoch = image->epoch;
     body.ram = ram;
+    body.disk = mst_vm_disk_mib(body.definition) ? disk : NULL;
     r = mst_agent_send(image->keeper, &env);
     mainstay__vm_definition__free_unpacked(body.definition, NULL);
     return r;
@@ -240,22 +244,13 @@ static void old_sockets_remove(const struct mst_vm *image)
             unlink(path);
 }
 
-static int net_make(struct mst_vm *image, int *ret_fd, struct mst_why *why)
-{
-    Mainstay__VmDefinition *def = mainstay__vm_definition__unpack(NULL, image->definition_bytes, image->definition);
-    int r = def ? mst_net_make(image, def, ret_fd, why) : -ENOMEM;
-
-    mainstay__vm_definition__free_unpacked(def, NULL);
-    return r;
-}
-
-static int start(struct mst_vm *image, char **argv, size_t argc, struct mst_why *why)
+static int start(struct mst_vm *image, const Mainstay__VmDefinition *def, char **argv, size_t argc, struct mst_why *why)
 {
     struct mst_standby *s = image->standby;
     const char *folder = image->keeper->conf->main_storage;
     int child_fd = -1, net_fd = -1, r;
 
-    r = mst_ram_make(folder, &image->areas, image->areas.area[MST_AREA_SHADOW].bytes, why);
+    r = mst_ram_make(folder, &image->areas, image->areas.area[MST_AREA_SHADOW].bytes, (uint64_t)mst_vm_disk_mib(def) << 20, why);
     if (r < 0)
         return r;
     old_sockets_remove(image);
@@ -263,7 +258,7 @@ static int start(struct mst_vm *image, char **argv, size_t argc, struct mst_why 
     if (r == 0)
         r = mst_console_pair(image, &s->console_fd, &child_fd, why);
     if (r == 0)
-        r = net_make(image, &net_fd, why);
+        r = mst_net_make(image, def, &net_fd, why);
     if (r == 0)
         r = mst_proc_spawn_waiting(image, argv, argc, child_fd, net_fd, why);
     if (child_fd >= 0)
@@ -282,6 +277,7 @@ int mst_standby_spawn(struct mst_keeper *k, const mst_envelope *env, struct mst_
     const Mainstay__StandbySpawn *request = env->standby_spawn;
     struct mst_vm *image = mst_slot_find(k, request->vm, request->epoch);
     struct mst_standby *s = image ? image->standby : NULL;
+    Mainstay__VmDefinition *def;
     int r = 0;
 
     if (!s || !s->asked_ms || image->proc || !may_wait(image))
@@ -292,8 +288,11 @@ int mst_standby_spawn(struct mst_keeper *k, const mst_envelope *env, struct mst_
         r = mst_why_set(why, -ENOEXEC, "%s", request->text ? request->text : "the agent does not say how it is started");
     else if (strcmp(request->argv[0], k->conf->qemu) != 0)
         r = mst_why_set(why, -EPERM, "the only program a VM is started with is %s", k->conf->qemu);
-    if (r == 0)
-        r = start(image, request->argv, request->n_argv, why);
+    if (r == 0) {
+        def = mainstay__vm_definition__unpack(NULL, image->definition_bytes, image->definition);
+        r = def ? start(image, def, request->argv, request->n_argv, why) : -ENOMEM;
+        mainstay__vm_definition__free_unpacked(def, NULL);
+    }
     if (r < 0) {
         again_later(image, why->text[0] ? why->text : strerror(-r));
         return r;
@@ -335,12 +334,14 @@ void mst_standby_ram(struct mst_vm *vm)
                     strerror(-r));
 }
 
+#define SWAPS 4u
+
 /* waits, with what differs between one that waits and the VM's put in place of it, is wanted. */
-static bool word_fits(const char *waits, const char *wanted, const char *const swaps[3][2])
+static bool word_fits(const char *waits, const char *wanted, const char *const swaps[SWAPS][2])
 {
     if (strcmp(waits, wanted) == 0)
         return true;
-    for (unsigned i = 0; i < 3; i++) {
+    for (unsigned i = 0; i < SWAPS; i++) {
         const char *at = strstr(waits, swaps[i][0]);
         size_t head = at ? (size_t)(at - waits) : 0, to = strlen(swaps[i][1]);
 
@@ -356,13 +357,16 @@ static bool argv_fits(const struct mst_vm *image, const struct mst_vm *vm, char 
 {
     const struct mst_standby *s = image->standby;
     const char *folder = vm->keeper->conf->main_storage;
-    char from[PATH_MAX], to[PATH_MAX];
-    const char *const swaps[3][2] = {{from, to},
-                                     {"/" MST_STANDBY_PREFIX MST_QMP_SOCK, "/" MST_QMP_SOCK},
-                                     {"/" MST_STANDBY_PREFIX MST_QMP_SPARE_SOCK, "/" MST_QMP_SPARE_SOCK}};
+    char from[PATH_MAX], from_disk[PATH_MAX], to[PATH_MAX], to_disk[PATH_MAX];
+    const char *const swaps[SWAPS][2] = {{from, to},
+                                         {from_disk, to_disk},
+                                         {"/" MST_STANDBY_PREFIX MST_QMP_SOCK, "/" MST_QMP_SOCK},
+                                         {"/" MST_STANDBY_PREFIX MST_QMP_SPARE_SOCK, "/" MST_QMP_SPARE_SOCK}};
 
     if (mst_area_path(folder, &image->areas, MST_AREA_RAM, from, sizeof(from)) < 0 ||
-        mst_area_path(folder, &vm->areas, MST_AREA_RAM, to, sizeof(to)) < 0 || s->argc != argc)
+        mst_area_path(folder, &vm->areas, MST_AREA_RAM, to, sizeof(to)) < 0 ||
+        mst_disk_path(folder, &image->areas, from_disk, sizeof(from_disk)) < 0 ||
+        mst_disk_path(folder, &vm->areas, to_disk, sizeof(to_disk)) < 0 || s->argc != argc)
         return false;
     for (size_t i = 0; i < argc; i++)
         if (!word_fits(s->argv[i], argv[i], swaps))

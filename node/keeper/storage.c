@@ -257,36 +257,55 @@ void mst_areas_unmap(const char *folder, struct mst_areas *areas, bool unlink_fi
     }
 }
 
-int mst_ram_make(const char *folder, const struct mst_areas *image, uint64_t bytes, struct mst_why *why)
+/* As paths of RAM and disk; 0 or -errno. */
+static int ram_paths(const char *folder, const struct mst_areas *areas, char ram[PATH_MAX], char disk[PATH_MAX])
 {
-    char path[PATH_MAX];
-    int r = mst_area_path(folder, image, MST_AREA_RAM, path, sizeof(path));
+    int r = mst_area_path(folder, areas, MST_AREA_RAM, ram, PATH_MAX);
+
+    return r < 0 ? r : mst_disk_path(folder, areas, disk, PATH_MAX);
+}
+
+int mst_ram_make(const char *folder, const struct mst_areas *image, uint64_t bytes, uint64_t disk_bytes, struct mst_why *why)
+{
+    char ram[PATH_MAX], disk[PATH_MAX];
+    int r = ram_paths(folder, image, ram, disk);
 
     if (r == 0)
-        r = file_new(path, bytes, why);
+        r = file_new(ram, bytes - disk_bytes, why);
     if (r < 0)
         return r;
     close(r);
-    return 0;
+    r = disk_bytes ? file_new(disk, disk_bytes, why) : 0;
+    if (r > 0)
+        close(r);
+    if (r < 0)
+        unlink(ram);
+    return r < 0 ? r : 0;
 }
 
 void mst_ram_remove(const char *folder, const struct mst_areas *image)
 {
-    char path[PATH_MAX];
+    char ram[PATH_MAX], disk[PATH_MAX];
 
-    if (mst_area_path(folder, image, MST_AREA_RAM, path, sizeof(path)) == 0)
-        unlink(path);
+    if (ram_paths(folder, image, ram, disk) < 0)
+        return;
+    unlink(ram);
+    unlink(disk);
 }
 
 int mst_ram_hand_over(const char *folder, const struct mst_areas *image, struct mst_areas *areas)
 {
-    char from[PATH_MAX], to[PATH_MAX];
-    int r = mst_area_path(folder, image, MST_AREA_RAM, from, sizeof(from));
+    char from[PATH_MAX], from_disk[PATH_MAX], to[PATH_MAX], to_disk[PATH_MAX];
+    int r = ram_paths(folder, image, from, from_disk);
 
     if (r == 0)
-        r = mst_area_path(folder, areas, MST_AREA_RAM, to, sizeof(to));
+        r = ram_paths(folder, areas, to, to_disk);
     if (r == 0 && rename(from, to) < 0)
         r = -errno;
+    if (r == 0 && areas->disk_bytes && rename(from_disk, to_disk) < 0) {
+        r = -errno;
+        rename(to, from);
+    }
     if (r == 0)
         areas->ram_there = true;
     return r;

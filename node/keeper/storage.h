@@ -60,12 +60,13 @@ void mst_areas_unlink(const char *folder, const struct mst_areas *areas);
 int mst_area_path(const char *folder, const struct mst_areas *areas, enum mst_area_kind kind, char *buf, size_t size);
 int mst_disk_path(const char *folder, const struct mst_areas *areas, char *buf, size_t size);
 
-/* --- RAM of a QEMU that waits beside the image of areas --- */
+/* --- RAM, and the disk behind it, of a QEMU that waits beside the image of areas --- */
 
-/* Makes its file, of bytes, all holes: it takes no memory before mst_areas_make allocates it. A leftover is removed first. -errno. */
-int mst_ram_make(const char *folder, const struct mst_areas *image, uint64_t bytes, struct mst_why *why);
-void mst_ram_remove(const char *folder, const struct mst_areas *image); /* its name, when it has one */
-/* The file becomes that of the RAM planned in areas; whoever has it mapped keeps it. 0 or -errno: nothing has changed. */
+/* Makes its files, bytes of which the last disk_bytes are the disk's, all holes: they take no memory before mst_areas_make allocates them. Leftovers
+ * are removed first. -errno: none is there. */
+int mst_ram_make(const char *folder, const struct mst_areas *image, uint64_t bytes, uint64_t disk_bytes, struct mst_why *why);
+void mst_ram_remove(const char *folder, const struct mst_areas *image); /* their names, when they have one */
+/* The files become those of the RAM planned in areas; whoever has them mapped keeps them. 0 or -errno: nothing has changed. */
 int mst_ram_hand_over(const char *folder, const struct mst_areas *image, struct mst_areas *areas);
 
 /* --- fixed files --- */

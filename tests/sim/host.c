@@ -381,10 +381,11 @@ int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *
     return 0;
 }
 
-int mst_ram_make(const char *folder, const struct mst_areas *image, uint64_t bytes, struct mst_why *why)
+int mst_ram_make(const char *folder, const struct mst_areas *image, uint64_t bytes, uint64_t disk_bytes, struct mst_why *why)
 {
     char path[120];
 
+    (void)disk_bytes; /* to all that is simulated it is RAM */
     if (sim_muted())
         return -ECANCELED;
     if (sim_chance(20))

@@ -316,11 +316,12 @@ START_TEST(a_guest_goes_on_at_its_mirror_when_its_node_is_gone)
 }
 END_TEST
 
-/* Its image changes under the QEMU that waits, and that goes on from what the image has in the end. */
+/* Its image changes under the QEMU that waits, and that goes on from what the image has in the end. _i 1: its disk is a part of the image. */
 START_TEST(a_takeover_uses_the_qemu_that_waits)
 {
     long pid;
 
+    with_disk(_i);
     mirrored();
     ck_assert(rig_until(is_warm, NULL, 30000));
     pid = rig_pid_of(2, "vm/web01/standby.pid");
@@ -399,7 +400,7 @@ int main(void)
     tcase_add_test(tc, checkpoints_go_on_under_the_next_agent);
     tcase_add_loop_test(tc, a_guest_comes_back_from_what_a_killed_keeper_left, 0, 2);
     tcase_add_loop_test(tc, a_guest_goes_on_at_its_mirror_when_its_node_is_gone, 0, 2);
-    tcase_add_test(tc, a_takeover_uses_the_qemu_that_waits);
+    tcase_add_loop_test(tc, a_takeover_uses_the_qemu_that_waits, 0, 2);
     tcase_add_loop_test(tc, what_was_shown_is_never_said_again_but_without_output_commit, 0, 2);
     tcase_add_test(tc, a_mirror_stays_one_under_the_next_agent);
     tcase_add_test(tc, a_guest_that_is_saved_on_order_is_saved_at_its_mirror_too);

@@ -166,10 +166,10 @@ static bool is_there(const struct mst_vm *image)
     return mst_vm_path(image, MST_STANDBY_PREFIX MST_QMP_SPARE_SOCK, path, sizeof(path)) == 0 && access(path, F_OK) == 0;
 }
 
-/* The VM has no grant here, and nothing of it is being killed. */
+/* The VM has no grant here, and nothing of it is being killed; nor is everything, once and for all. */
 static bool may_wait(const struct mst_vm *image)
 {
-    return mst_images_mirroring(image) && mst_guard_granted(image->keeper->guard, image->name) == 0 &&
+    return mst_images_mirroring(image) && !image->keeper->stopping && mst_guard_granted(image->keeper->guard, image->name) == 0 &&
            !mst_proc_killing(image->keeper, image->name);
 }
 
@@ -429,6 +429,8 @@ int mst_standby_use(struct mst_vm *vm, char **argv, size_t argc, pid_t *ret_pid,
         return 0;
     if (!mst_proc_waits(image))
         unfit = "it is being ended";
+    else if (image->standby->for_epoch == vm->epoch && !vm->areas.ram_there)
+        unfit = "its memory was dropped, and the VM has another"; /* the name is the same, the file is not */
     else if (image->standby->for_epoch != vm->epoch)
         unfit = vm->resumes ? "it is of another definition" : "the VM boots";
     else if (!argv_fits(image, vm, argv, argc))

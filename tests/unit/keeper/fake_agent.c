@@ -7,7 +7,7 @@
  *     agent=stands      says that the VM is paused, and never answers
  * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N. Files in
  * RUN-DIR tell it more: `standby`, it says how QEMUs are started that are to wait; `standby-other`, in other words than it starts them with later;
- * `standby-none`, that it cannot. None (checkpoints) while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
+ * `standby-none`, that it cannot; `memory-twice`, the memory of the next start is dropped and asked for once more before it is used. None (checkpoints) while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
  * is damaged after its commit. */
 #include "base/clock.h"
 #include "base/file.h"
@@ -347,10 +347,25 @@ static void put(struct vm *vm)
     uv_timer_start(&next[vm - vms], on_next, 30, 0);
 }
 
+static void areas_drop_ask(struct vm *vm)
+{
+    Mainstay__AreasDrop body = MAINSTAY__AREAS_DROP__INIT;
+    ENVELOPE(env, AREAS_DROP, areas_drop, &body);
+
+    body.vm = vm->name;
+    body.epoch = vm->epoch;
+    send_env(&env);
+}
+
 static void areas_made(struct vm *vm, const Mainstay__Areas *areas)
 {
     char marker[PATH_MAX + 16];
 
+    if (is_told("memory-twice", true)) {
+        areas_drop_ask(vm);
+        areas_ask(vm);
+        return;
+    }
     if (wants(vm, "agent=die")) {
         snprintf(marker, sizeof(marker), "%s/agent-died", run_dir);
         if (access(marker, F_OK) < 0) {

@@ -190,6 +190,18 @@ START_TEST(a_qemu_of_other_words_is_ended_before_one_is_started_over_the_same_me
 }
 END_TEST
 
+START_TEST(a_qemu_that_waits_is_not_used_over_memory_that_is_not_the_vms_any_more)
+{
+    long pid = warm(), used;
+
+    rig_agent_tell(2, "memory-twice", true);
+    used = takeover(true);
+    ck_assert_int_ne(used, pid); /* its RAM was dropped, and the VM has another */
+    ck_assert(!rig_alive(pid));
+    ck_assert(rig_until(has_console, NULL, 10000));
+}
+END_TEST
+
 START_TEST(a_vm_that_boots_does_not_get_the_qemu_that_waits)
 {
     long pid = warm(), used = takeover(false);
@@ -299,6 +311,7 @@ int main(void)
     tcase_add_test(tc, a_takeover_gets_the_qemu_that_waits_and_its_memory_is_the_images);
     tcase_add_loop_test(tc, a_qemu_that_waits_and_ends_is_started_again_and_a_takeover_does_without_it, 0, 2);
     tcase_add_test(tc, a_qemu_of_other_words_is_ended_before_one_is_started_over_the_same_memory);
+    tcase_add_test(tc, a_qemu_that_waits_is_not_used_over_memory_that_is_not_the_vms_any_more);
     tcase_add_test(tc, a_vm_that_boots_does_not_get_the_qemu_that_waits);
     tcase_add_test(tc, a_fence_of_the_vm_ends_the_qemu_that_waits_and_leaves_the_image);
     tcase_add_test(tc, an_image_is_forgotten_with_the_qemu_that_waits_beside_it);

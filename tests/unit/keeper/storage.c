@@ -249,6 +249,50 @@ START_TEST(areas_whose_disk_cannot_be_made_leave_nothing)
 }
 END_TEST
 
+static ino_t inode_of(const char *name)
+{
+    char path[PATH_MAX];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    ck_assert_int_eq(stat(path, &st), 0);
+    return st.st_ino;
+}
+
+/* _i 1: its disk was removed by somebody, and then nothing is handed over. */
+START_TEST(ram_and_disk_of_a_qemu_that_waits_are_handed_over_together_or_not_at_all)
+{
+    struct mst_areas image;
+    ino_t ram, disk;
+    char path[PATH_MAX];
+
+    ck_assert_int_eq(mst_areas_plan(&image, "web01", 4, RAM_BYTES, MST_AREAS_IMAGE), 0);
+    ck_assert_int_eq(mst_areas_plan(&areas, "web01", 5, RAM_BYTES, MST_AREAS_MIRROR), 0);
+    areas.disk_bytes = MST_PAGE_BYTES * 3;
+    ck_assert_int_eq(mst_ram_make(folder, &image, RAM_BYTES, areas.disk_bytes, &why), 0);
+    ck_assert_int_eq(size_of("web01.e4.ram"), (off_t)(RAM_BYTES - areas.disk_bytes));
+    ck_assert_int_eq(size_of("web01.e4.disk"), (off_t)areas.disk_bytes);
+    ram = inode_of("web01.e4.ram");
+    disk = inode_of("web01.e4.disk");
+    if (_i == 1) {
+        snprintf(path, sizeof(path), "%s/web01.e4.disk", folder);
+        ck_assert_int_eq(unlink(path), 0);
+        ck_assert_int_eq(mst_ram_hand_over(folder, &image, &areas), -ENOENT);
+        ck_assert(!areas.ram_there && there("web01.e4.ram") && !there("web01.e5.ram"));
+        mst_ram_remove(folder, &image);
+        ck_assert(!there("web01.e4.ram"));
+        return;
+    }
+    ck_assert_int_eq(mst_ram_hand_over(folder, &image, &areas), 0);
+    ck_assert(areas.ram_there && !there("web01.e4.ram") && !there("web01.e4.disk"));
+    ck_assert_int_eq(mst_areas_make(folder, &areas, &why), 0);
+    ck_assert_uint_eq(inode_of("web01.e5.ram"), ram); /* whoever has them mapped has the VM's memory */
+    ck_assert_uint_eq(inode_of("web01.e5.disk"), disk);
+    mst_areas_unmap(folder, &areas, true);
+    ck_assert(!there("web01.e5.ram") && !there("web01.e5.disk") && !there("web01.e5.shadow"));
+}
+END_TEST
+
 START_TEST(areas_that_do_not_fit_the_tmpfs_leave_nothing)
 {
     ck_assert_int_eq(mst_areas_plan(&areas, "huge", 1, UINT64_C(65536) << 20, MST_AREAS_LOCAL), 0);
@@ -642,6 +686,7 @@ int main(void)
     tcase_add_test(tc, protect_none_has_no_shadow_and_no_delta);
     tcase_add_test(tc, ram_and_the_disk_behind_it_are_one_area_of_two_files);
     tcase_add_test(tc, areas_whose_disk_cannot_be_made_leave_nothing);
+    tcase_add_loop_test(tc, ram_and_disk_of_a_qemu_that_waits_are_handed_over_together_or_not_at_all, 0, 2);
     tcase_add_test(tc, areas_that_do_not_fit_the_tmpfs_leave_nothing);
     tcase_add_test(tc, a_link_in_place_of_the_folder_is_refused);
     tcase_add_test(tc, a_vm_with_a_whole_save_is_kept_with_its_bytes);

@@ -78,6 +78,28 @@ static void drop_staged(struct mst_save_writer *writer)
 
 /* --- making and taking up --- */
 
+/* What a writer needs for shadow and delta. */
+static int rest_alloc(struct mst_save_writer *writer, const struct mst_save_map *map)
+{
+    int r = mst_delta_layout(map->delta_capacity, &writer->delta);
+
+    if (r < 0)
+        return r;
+    writer->entry_of = calloc(writer->pages, sizeof(*writer->entry_of));
+    writer->page_of = calloc(map->delta_capacity, sizeof(*writer->page_of));
+    writer->filled = calloc(writer->pages, sizeof(*writer->filled));
+    return writer->entry_of && writer->page_of && writer->filled ? 0 : -ENOMEM;
+}
+
+static void rest_free(struct mst_save_writer *writer)
+{
+    free(writer->page_of);
+    free(writer->entry_of);
+    free(writer->filled);
+    writer->page_of = writer->entry_of = NULL;
+    writer->filled = NULL;
+}
+
 static int writer_alloc(const struct mst_save_map *map, struct mst_save_writer **ret_writer)
 {
     struct mst_save_writer *writer;
@@ -92,21 +114,11 @@ static int writer_alloc(const struct mst_save_map *map, struct mst_save_writer *
     writer->pages = map->ram_bytes / MST_PAGE_BYTES;
     r = mst_save_layout(map->ram_bytes, &writer->save);
     if (r == 0 && map->delta)
-        r = mst_delta_layout(map->delta_capacity, &writer->delta);
+        r = rest_alloc(writer, map);
     if (r < 0)
-        goto free_writer;
-    if (map->delta) {
-        writer->entry_of = calloc(writer->pages, sizeof(*writer->entry_of));
-        writer->page_of = calloc(map->delta_capacity, sizeof(*writer->page_of));
-        writer->filled = calloc(writer->pages, sizeof(*writer->filled));
-        r = writer->entry_of && writer->page_of && writer->filled ? 0 : -ENOMEM;
-        if (r < 0)
-            goto free_writer;
-    }
-    *ret_writer = writer;
-    return 0;
-free_writer:
-    mst_save_writer_free(writer);
+        mst_save_writer_free(writer);
+    else
+        *ret_writer = writer;
     return r;
 }
 
@@ -117,6 +129,23 @@ int mst_save_writer_new(const struct mst_save_map *map, struct mst_save_writer *
     if (r == 0)
         mst_pub_clear(map->record);
     return r;
+}
+
+int mst_save_writer_rest(struct mst_save_writer *writer, const struct mst_save_map *map)
+{
+    int r;
+
+    if (writer->map.delta || !map->shadow || !map->delta || map->save != writer->map.save || map->ram != writer->map.ram)
+        return -EINVAL;
+    r = rest_alloc(writer, map);
+    if (r < 0) {
+        rest_free(writer);
+        return r;
+    }
+    writer->map.shadow = map->shadow;
+    writer->map.delta = map->delta;
+    writer->map.delta_capacity = map->delta_capacity;
+    return 0;
 }
 
 /* Checks what the published record names, as far as a going on leans on it: tables and delta, not every page. */
@@ -182,9 +211,7 @@ void mst_save_writer_free(struct mst_save_writer *writer)
 {
     if (!writer)
         return;
-    free(writer->page_of);
-    free(writer->entry_of);
-    free(writer->filled);
+    rest_free(writer);
     free(writer);
 }
 

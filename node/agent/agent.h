@@ -128,6 +128,7 @@ struct mst_vm {
     bool ping_waits;
     uint64_t mark_id;   /* of the last OutputMark */
     unsigned put_waits; /* answers of the keeper that are out: till then the last delta must stay as it is, for the mirrors */
+    bool rest_waits;    /* the keeper is making shadow and delta */
     bool ckpt_due;      /* and the next checkpoint waits for that */
     bool took_waits;    /* the last one is done but for that: then the next one's time is known */
     uint64_t ckpt_begun_ns, pace_told_ms;
@@ -216,6 +217,13 @@ void mst_vm_run_disconnected(struct mst_vm *vm, const struct mst_why *why); /* m
 void mst_vm_went_silent(struct mst_vm *vm, const struct mst_why *why);
 void mst_vm_saw_panic(struct mst_vm *vm);
 void mst_vm_run_stop(struct mst_vm *vm); /* timers off, open save and continue orders answered with err */
+
+void mst_vm_checkpoint_in(struct mst_vm *vm, uint64_t delay_ms); /* of a protected VM; others have none */
+
+/* --- vm_rest.c --- */
+/* Has shadow and delta mapped, or asks the keeper for them: then false, and the next checkpoint is begun when they are there. No worker has the
+ * writer. */
+bool mst_vm_rest(struct mst_vm *vm);
 
 /* --- vm_trouble.c --- */
 bool mst_vm_is_protected(const struct mst_vm *vm);

@@ -10,7 +10,6 @@
 #define PACE_AGAIN_MS  10000u
 #define SPARE_FRESH_MS 2000u /* it is asked every MST_VM_PING_MS */
 
-static void schedule(struct mst_vm *vm, uint64_t delay_ms);
 static void hold(struct mst_vm *vm);
 
 /* --- silence --- */
@@ -38,7 +37,7 @@ static void answers_again(struct mst_vm *vm)
     mst_vm_tell(vm, vm->state == VM_SAVED || vm->state == VM_PANICKED ? MST_RUN_PAUSED : MST_RUN_RUNNING, true,
                 MAINSTAY__FAULT_KIND__FAULT_NONE);
     if (vm->state == VM_RUNNING)
-        schedule(vm, 0);
+        mst_vm_checkpoint_in(vm, 0);
 }
 
 /* A guest that stands though it should run. "paused" is somebody's wish; the others are the end of it until somebody acts. */
@@ -111,6 +110,8 @@ static void on_tick(uv_timer_t *timer)
     vm->ckpt_due = vm->put_waits > 0;
     if (vm->put_waits > 0)
         return; /* on_put */
+    if (!mst_vm_rest(vm))
+        return; /* on_made */
     vm->ckpt_begun_ns = mst_now_ns();
     vm->took = (struct mst_pace_took){0};
     vm->took_waits = false;
@@ -119,11 +120,11 @@ static void on_tick(uv_timer_t *timer)
         log_warning("vm=%s epoch=%" PRIu64 " checkpoint not begun (%s): %s", vm->definition->name, vm->epoch,
                     mst_ckpt_state(vm->ckpt), mst_errname(r));
         mst_vm_trouble(vm, MST_SAVE_TROUBLE_FAILED, "it cannot be begun: %s", mst_errname(r));
-        schedule(vm, MST_CKPT_AFTER_FAILURE_MS);
+        mst_vm_checkpoint_in(vm, MST_CKPT_AFTER_FAILURE_MS);
     }
 }
 
-static void schedule(struct mst_vm *vm, uint64_t delay_ms)
+void mst_vm_checkpoint_in(struct mst_vm *vm, uint64_t delay_ms)
 {
     if (mst_vm_is_protected(vm))
         uv_timer_start(&vm->timer, on_tick, delay_ms, 0);
@@ -151,7 +152,7 @@ static void schedule_next(struct mst_vm *vm)
     }
     vm->note.pace = pace;
     mst_ckpt_note(vm->ckpt, &vm->note, false);
-    schedule(vm, next_ns > passed_ns ? (next_ns - passed_ns + MST_NS_PER_MS - 1) / MST_NS_PER_MS : 0);
+    mst_vm_checkpoint_in(vm, next_ns > passed_ns ? (next_ns - passed_ns + MST_NS_PER_MS - 1) / MST_NS_PER_MS : 0);
 }
 
 static void took(struct mst_vm *vm, const struct mst_ckpt_report *report)
@@ -223,7 +224,7 @@ static void runs_again(struct mst_vm *vm)
 {
     mst_vm_move(vm, VM_RUNNING);
     mst_vm_tell(vm, MST_RUN_RUNNING, false, MAINSTAY__FAULT_KIND__FAULT_NONE);
-    schedule(vm, 0);
+    mst_vm_checkpoint_in(vm, 0);
 }
 
 static void on_done(struct mst_ckpt *ckpt, int err, const struct mst_ckpt_report *report, const struct mst_why *why, void *arg)
@@ -239,7 +240,7 @@ static void on_done(struct mst_ckpt *ckpt, int err, const struct mst_ckpt_report
                 schedule_next(vm);
         } else {
             not_taken(vm, err, report, why);
-            schedule(vm, MST_CKPT_AFTER_FAILURE_MS);
+            mst_vm_checkpoint_in(vm, MST_CKPT_AFTER_FAILURE_MS);
         }
         break;
     case VM_SAVING:
@@ -300,7 +301,7 @@ static void on_put(int err, const mst_envelope *reply, const struct mst_why *why
     else if (vm->state == VM_RUNNING && vm->took_waits)
         schedule_next(vm);
     else if (vm->state == VM_RUNNING && vm->ckpt_due)
-        schedule(vm, 0);
+        mst_vm_checkpoint_in(vm, 0);
     vm->ckpt_due = vm->took_waits = false;
 }
 
@@ -407,7 +408,7 @@ int mst_vm_run_begin(struct mst_vm *vm, bool stands, struct mst_why *why)
     if (vm->attaching)
         put_ask(vm, true, false);
     if (!stands)
-        schedule(vm, 0);
+        mst_vm_checkpoint_in(vm, 0);
     return 0;
 }
 
@@ -458,7 +459,7 @@ static void on_stop_or_resume(struct mst_vm *vm, bool stopped)
                    stopped && mst_vm_is_protected(vm) ? ": no checkpoints until it runs again" : "");
     vm->stopped_by_other = stopped;
     if (!stopped)
-        schedule(vm, 0);
+        mst_vm_checkpoint_in(vm, 0);
 }
 
 void mst_vm_run_event(struct mst_vm *vm, const char *name, const json_t *data)
@@ -522,7 +523,7 @@ static void hold(struct mst_vm *vm)
     mst_why_set(&why, r, "VM %s cannot be saved now: its checkpointer is %s", vm->definition->name, mst_ckpt_state(vm->ckpt));
     mst_waiters_answer(vm, &vm->save_waiters, r, &why, NULL, NULL);
     mst_vm_move(vm, VM_RUNNING);
-    schedule(vm, MST_CKPT_AFTER_FAILURE_MS);
+    mst_vm_checkpoint_in(vm, MST_CKPT_AFTER_FAILURE_MS);
 }
 
 static struct mst_vm *ordered(struct mst_agent *agent, const mst_envelope *env, const char *name, uint64_t epoch,

@@ -483,8 +483,14 @@ static Mainstay__Areas *areas_copy(const Mainstay__Areas *areas)
 
 int mst_vm_set_areas(struct mst_vm *vm, const Mainstay__Areas *areas)
 {
-    vm->areas_named = areas_copy(areas);
-    return vm->areas_named ? 0 : -ENOMEM;
+    Mainstay__Areas *copy = areas_copy(areas);
+
+    if (!copy)
+        return -ENOMEM;
+    if (vm->areas_named)
+        mainstay__areas__free_unpacked(vm->areas_named, NULL);
+    vm->areas_named = copy;
+    return 0;
 }
 
 static void on_created(int err, const mst_envelope *reply, const struct mst_why *why, void *arg)
@@ -512,6 +518,8 @@ void mst_vm_create(struct mst_vm *vm)
         mst_vm_move(vm, VM_CREATING);
     body.definition = vm->definition;
     body.epoch = vm->epoch;
+    body.has_part = mst_vm_is_protected(vm);
+    body.part = MAINSTAY__AREAS_PART__AREAS_FIRST; /* vm_rest.c asks for the others */
     env.body_case = MAINSTAY__ENVELOPE__BODY_AREAS_CREATE;
     env.areas_create = &body;
     request(vm, &env, on_created);

@@ -100,10 +100,16 @@ close_fd:
     return r;
 }
 
+/* Shadow and delta; a VM that is not protected has none, and those of one that is may come later. */
+static bool rest_is_named(const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition)
+{
+    return definition->protect != MAINSTAY__PROTECT__PROTECT_NONE && (areas->shadow || areas->delta);
+}
+
 static int check_sizes(const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition, struct mst_why *why)
 {
     uint64_t ram_bytes = (uint64_t)mst_vm_area_mib(definition) << 20, disk_bytes = (uint64_t)mst_vm_disk_mib(definition) << 20;
-    bool has_shadow = definition->protect != MAINSTAY__PROTECT__PROTECT_NONE;
+    bool has_shadow = rest_is_named(areas, definition);
 
     if (areas->slot >= MST_VMS_PER_NODE)
         return mst_why_set(why, -EINVAL, "VM %s: slot %" PRIu32 " does not exist", definition->name, areas->slot);
@@ -115,7 +121,7 @@ static int check_sizes(const Mainstay__Areas *areas, const Mainstay__VmDefinitio
                            disk_bytes);
     if (has_shadow &&
         (!areas->shadow || !areas->delta || areas->delta_capacity == 0 || areas->delta_capacity > ram_bytes / MST_PAGE_BYTES))
-        return mst_why_set(why, -EINVAL, "VM %s is protected, but its areas have no usable shadow and delta", definition->name);
+        return mst_why_set(why, -EINVAL, "VM %s: its areas have no usable shadow and delta", definition->name);
     return 0;
 }
 
@@ -142,12 +148,45 @@ static int map_ram(const struct mst_status_map *status, const Mainstay__Areas *a
     return r;
 }
 
+static int map_rest(const struct mst_status_map *status, const Mainstay__Areas *areas, struct mst_vmmap *mapped,
+                    struct mst_why *why)
+{
+    struct mst_delta_layout delta;
+    void *shadow, *data;
+    int r = mst_delta_layout(areas->delta_capacity, &delta);
+
+    if (r < 0)
+        return mst_why_set(why, r, "a delta of %" PRIu32 " pages has no layout", areas->delta_capacity);
+    r = map_file(status->folder, areas->shadow, areas->ram_bytes, NULL, &shadow, NULL, NULL, why);
+    if (r < 0)
+        return r;
+    r = map_file(status->folder, areas->delta, delta.bytes, NULL, &data, NULL, NULL, why);
+    if (r < 0) {
+        munmap(shadow, areas->ram_bytes);
+        return r;
+    }
+    mapped->map.shadow = shadow;
+    mapped->map.delta = data;
+    mapped->map.delta_capacity = areas->delta_capacity;
+    mapped->delta_bytes = delta.bytes;
+    return 0;
+}
+
+int mst_vmmap_rest(const struct mst_status_map *status, const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition,
+                   struct mst_vmmap *mapped, struct mst_why *why)
+{
+    int r = check_sizes(areas, definition, why);
+
+    if (r == 0 && !rest_is_named(areas, definition))
+        r = mst_why_set(why, -EINVAL, "VM %s: its areas have no shadow and no delta", definition->name);
+    return r < 0 ? r : map_rest(status, areas, mapped, why);
+}
+
 int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition,
                    uint64_t epoch, uint64_t instance, bool runs, struct mst_vmmap **ret_areas, int *ret_unlocked,
                    struct mst_why *why)
 {
     struct mst_vmmap *mapped;
-    struct mst_delta_layout delta;
     void *data = NULL;
     int r = check_sizes(areas, definition, why);
 
@@ -176,22 +215,10 @@ int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *a
     if (r < 0)
         goto fail;
     mapped->map.save = data;
-    if (definition->protect != MAINSTAY__PROTECT__PROTECT_NONE) {
-        r = mst_delta_layout(areas->delta_capacity, &delta);
-        if (r < 0) {
-            mst_why_set(why, r, "VM %s: a delta of %" PRIu32 " pages has no layout", definition->name, areas->delta_capacity);
-            goto fail;
-        }
-        mapped->map.delta_capacity = areas->delta_capacity;
-        mapped->delta_bytes = delta.bytes;
-        r = map_file(status->folder, areas->shadow, areas->ram_bytes, NULL, &data, NULL, NULL, why);
+    if (rest_is_named(areas, definition)) {
+        r = map_rest(status, areas, mapped, why);
         if (r < 0)
             goto fail;
-        mapped->map.shadow = data;
-        r = map_file(status->folder, areas->delta, mapped->delta_bytes, NULL, &data, NULL, NULL, why);
-        if (r < 0)
-            goto fail;
-        mapped->map.delta = data;
     }
     *ret_areas = mapped;
     return 0;

@@ -27,7 +27,7 @@ struct mst_status_map { /* the node's status area as the agent maps it */
 int mst_status_map(const char *path, uint64_t instance, struct mst_status_map *ret_map, struct mst_why *why);
 void mst_status_unmap(struct mst_status_map *map);
 
-/* Maps the files of a definition's areas. RAM is locked in memory (dirty.h says why); when that is not allowed, *ret_unlocked
+/* Maps the files of a definition's areas, as far as they are named: shadow and delta may come later. RAM is locked in memory (dirty.h says why); when that is not allowed, *ret_unlocked
  * is set to the errno, otherwise to 0.
  *   runs  its guest runs already, and its checkpoints go on: every page is locked now. Otherwise each is when it is first touched, which the first
  *         checkpoint does, as it copies all of them: what was written before is in the copy, whether the page has kept its bit or not. To lock all
@@ -36,6 +36,9 @@ void mst_status_unmap(struct mst_status_map *map);
 int mst_vmmap_open(const struct mst_status_map *status, const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition,
                    uint64_t epoch, uint64_t instance, bool runs, struct mst_vmmap **ret_areas, int *ret_unlocked,
                    struct mst_why *why);
+/* Maps shadow and delta into areas that were opened without them. Errors as of mst_vmmap_open; nothing has changed then. */
+int mst_vmmap_rest(const struct mst_status_map *status, const Mainstay__Areas *areas, const Mainstay__VmDefinition *definition,
+                   struct mst_vmmap *mapped, struct mst_why *why);
 void mst_vmmap_close(struct mst_vmmap *areas); /* NULL is fine */
 
 #endif

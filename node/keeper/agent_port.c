@@ -109,12 +109,36 @@ static int plan_areas(struct mst_vm *vm, const Mainstay__VmDefinition *said, str
     return r;
 }
 
-static int run_areas_create(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
+/* Of a VM that runs: its first checkpoint waits for them. */
+static int run_areas_rest(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
 {
     const Mainstay__AreasCreate *request = env->areas_create;
     struct mst_vm *vm;
+    int r = mst_slot_granted(k, request->definition->name, request->epoch, &vm, why);
+
+    if (r < 0)
+        return r;
+    if (!vm->areas_ready)
+        return mst_why_set(why, -ENODATA, "%s epoch %" PRIu64 " has no areas yet", vm->name, vm->epoch);
+    if (!vm->areas_making && !mst_areas_whole(&vm->areas)) {
+        r = mst_vm_areas_make(vm, MST_AREAS_REST, env->id, why);
+        return r < 0 ? r : 1;
+    }
+    vm->areas_reply_to = env->id;
+    if (!vm->areas_making)
+        mst_agent_areas_made(vm, 0, NULL);
+    return 1;
+}
+
+static int run_areas_create(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
+{
+    const Mainstay__AreasCreate *request = env->areas_create;
+    Mainstay__AreasPart part = request->has_part ? request->part : MAINSTAY__AREAS_PART__AREAS_ALL;
+    struct mst_vm *vm;
     int r;
 
+    if (part == MAINSTAY__AREAS_PART__AREAS_REST)
+        return run_areas_rest(k, env, why);
     r = starting_slot(k, request->definition->name, request->epoch, false, &vm, why);
     if (r < 0)
         return r;
@@ -130,7 +154,7 @@ static int run_areas_create(struct mst_keeper *k, const mst_envelope *env, struc
     r = plan_areas(vm, request->definition, why);
     if (r == 0) {
         mst_standby_ram(vm);
-        r = mst_vm_areas_make(vm, env->id, why);
+        r = mst_vm_areas_make(vm, part == MAINSTAY__AREAS_PART__AREAS_FIRST ? MST_AREAS_FIRST : MST_AREAS_ALL, env->id, why);
         if (r < 0 && vm->areas.ram_there)
             mst_ram_remove(k->conf->main_storage, &vm->areas);
     }

@@ -18,16 +18,23 @@ struct mst_make {
     struct mst_vm *vm;     /* loop thread only; vm->users keeps the slot */
     const char *folder;
     struct mst_areas areas;
+    unsigned kinds; /* to be made now */
     int err;
     struct mst_why why;
 };
+
+/* The first part does, for all of them: what a VM was started with must not be missing for its checkpoints. */
+static bool takes_memory(const struct mst_make *job)
+{
+    return job->kinds & MST_AREAS_FIRST;
+}
 
 static void make_work(uv_work_t *work)
 {
     struct mst_make *job = work->data;
 
     mst_priority_worker();
-    job->err = mst_areas_make(job->folder, &job->areas, &job->why);
+    job->err = mst_areas_make(job->folder, &job->areas, job->kinds, &job->why);
 }
 
 static void make_end(struct mst_make *job)
@@ -35,7 +42,7 @@ static void make_end(struct mst_make *job)
     struct mst_vm *vm = job->vm;
 
     vm->areas_making = false;
-    if (job->err < 0 && job->areas.ram_there)
+    if (job->err < 0 && job->areas.ram_there && takes_memory(job))
         mst_ram_remove(job->folder, &job->areas);
     if (job->err == 0) {
         vm->areas = job->areas;
@@ -58,7 +65,7 @@ static void make_after(uv_work_t *work, int status)
 
     if (status < 0)
         job->err = status;
-    if (job->err < 0)
+    if (job->err < 0 && takes_memory(job))
         mst_budget_give(&job->vm->keeper->budget, job->areas.bytes);
     make_end(job);
 }
@@ -67,13 +74,13 @@ static void make_after(uv_work_t *work, int status)
 static int make_try(struct mst_make *job, struct mst_why *why)
 {
     struct mst_keeper *k = job->vm->keeper;
-    int r = mst_budget_take(&k->budget, job->areas.bytes, why);
+    int r = takes_memory(job) ? mst_budget_take(&k->budget, job->areas.bytes, why) : 0;
 
     if (r < 0)
         return k->dropping ? 1 : r;
     job->why.text[0] = '\0';
     r = uv_queue_work(k->loop, &job->work, make_work, make_after);
-    if (r < 0)
+    if (r < 0 && takes_memory(job))
         mst_budget_give(&k->budget, job->areas.bytes);
     return r;
 }
@@ -96,7 +103,7 @@ static void make_waiting(struct mst_keeper *k)
     }
 }
 
-int mst_vm_areas_make(struct mst_vm *vm, uint64_t reply_to, struct mst_why *why)
+int mst_vm_areas_make(struct mst_vm *vm, unsigned kinds, uint64_t reply_to, struct mst_why *why)
 {
     struct mst_keeper *k = vm->keeper;
     struct mst_make *job = calloc(1, sizeof(*job)), **last = &k->makes_waiting;
@@ -108,7 +115,8 @@ int mst_vm_areas_make(struct mst_vm *vm, uint64_t reply_to, struct mst_why *why)
     job->vm = vm;
     job->folder = k->conf->main_storage;
     job->areas = vm->areas;
-    r = k->makes_waiting && k->dropping ? 1 : make_try(job, why);
+    job->kinds = kinds;
+    r = takes_memory(job) && k->makes_waiting && k->dropping ? 1 : make_try(job, why);
     if (r < 0) {
         free(job);
         return r;

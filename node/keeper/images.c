@@ -424,7 +424,7 @@ static int image_plan(struct mst_held_image *held, const Mainstay__OrderMirror *
     r = mst_mlog_grant_check(&held->grant, why);
     if (r == 0)
         r = log_make(held, why);
-    return r < 0 ? r : mst_vm_areas_make(vm, 0, why);
+    return r < 0 ? r : mst_vm_areas_make(vm, MST_AREAS_ALL, 0, why);
 }
 
 static int image_new(struct mst_keeper *k, const struct mst_asker *asker, const Mainstay__OrderMirror *order, struct mst_why *why)

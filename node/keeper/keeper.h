@@ -85,7 +85,7 @@ struct mst_vm {
     uint8_t *definition; /* packed VmDefinition of the order; NULL for a slot that was taken over */
     size_t definition_bytes;
     struct mst_areas areas;
-    bool areas_ready;  /* areas are mapped */
+    bool areas_ready;  /* areas are mapped; shadow and delta may come later: mst_areas_whole */
     bool areas_making; /* a worker is at it */
     uint64_t areas_reply_to;
     unsigned users; /* workers and pulls that use the areas: the slot is not dropped before they end */
@@ -182,8 +182,9 @@ void mst_node_publish(struct mst_keeper *k);
 uint64_t mst_slot_save_seq(const struct mst_vm *vm); /* of the published save, 0: none */
 
 /* --- areas.c --- */
-/* Starts making the planned areas of vm; done by mst_agent_areas_made. -ENOSPC with numbers. */
-int mst_vm_areas_make(struct mst_vm *vm, uint64_t reply_to, struct mst_why *why);
+/* Starts making these kinds of the planned areas of vm (MST_AREAS_*); done by mst_agent_areas_made. The first part takes memory for all of them:
+ * -ENOSPC with numbers. */
+int mst_vm_areas_make(struct mst_vm *vm, unsigned kinds, uint64_t reply_to, struct mst_why *why);
 void mst_vm_areas_drop(struct mst_vm *vm);
 
 /* --- vmproc.c --- */

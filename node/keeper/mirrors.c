@@ -463,7 +463,7 @@ int mst_mirrors_to(struct mst_keeper *k, const struct mst_asker *asker, const ms
     int r = mst_slot_granted(k, order->vm, order->epoch, &vm, why);
 
     if (r == 0 && !find(k, order->vm, order->epoch, order->grant->log_id)) {
-        if (!vm->areas_ready)
+        if (!vm->areas_ready || !mst_areas_whole(&vm->areas))
             r = mst_why_set(why, -EAGAIN, "%s epoch %" PRIu64 " has no memory yet", order->vm, order->epoch);
         else if (vm->state != MST_RUN_RUNNING && vm->state != MST_RUN_PAUSED)
             r = mst_why_set(why, -EAGAIN, "%s epoch %" PRIu64 " is %s: it is mirrored when it runs", order->vm, order->epoch,

@@ -85,8 +85,10 @@ void mst_slot_publish(struct mst_vm *vm)
     if (vm->areas_ready) {
         body.ram_bytes = vm->areas.area[MST_AREA_RAM].bytes;
         body.save_bytes = vm->areas.area[MST_AREA_SAVE].bytes;
-        body.shadow_bytes = vm->areas.area[MST_AREA_SHADOW].bytes;
-        body.delta_bytes = vm->areas.area[MST_AREA_DELTA].bytes;
+        if (mst_areas_whole(&vm->areas)) { /* before that a save is in RAM, and whoever takes it over looks for no more */
+            body.shadow_bytes = vm->areas.area[MST_AREA_SHADOW].bytes;
+            body.delta_bytes = vm->areas.area[MST_AREA_DELTA].bytes;
+        }
         body.disk_bytes = vm->areas.disk_bytes;
     }
     mst_images_fill(vm, &body);

@@ -193,14 +193,23 @@ static int map_with_disk(const char *folder, struct mst_areas *areas, file_map_f
     return r < 0 ? r : map(path, areas->disk_bytes, range + ram_bytes, &at, why);
 }
 
+bool mst_areas_whole(const struct mst_areas *areas)
+{
+    for (int i = 0; i < MST_AREA_KINDS; i++)
+        if (areas->area[i].bytes && !areas->area[i].addr)
+            return false;
+    return true;
+}
+
 /* ram_map: how the files of RAM and disk are had, map: all others. */
-static int map_all(const char *folder, struct mst_areas *areas, file_map_fn ram_map, file_map_fn map, struct mst_why *why)
+static int map_kinds(const char *folder, struct mst_areas *areas, unsigned kinds, file_map_fn ram_map, file_map_fn map,
+                     struct mst_why *why)
 {
     char path[PATH_MAX];
     int r = 0, i;
 
     for (i = 0; i < MST_AREA_KINDS && r == 0; i++) {
-        if (!areas->area[i].bytes)
+        if (!areas->area[i].bytes || !(kinds & 1u << i))
             continue;
         if (i == MST_AREA_RAM && areas->disk_bytes) {
             r = map_with_disk(folder, areas, ram_map, why);
@@ -213,18 +222,46 @@ static int map_all(const char *folder, struct mst_areas *areas, file_map_fn ram_
     return r;
 }
 
-int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why)
+static void unlink_kinds(const char *folder, const struct mst_areas *areas, unsigned kinds)
 {
-    int r = map_all(folder, areas, areas->ram_there ? file_take : file_make, file_make, why);
+    char path[PATH_MAX];
+    int i;
 
-    if (r < 0)
-        mst_areas_unmap(folder, areas, true);
+    for (i = 0; i < MST_AREA_KINDS; i++)
+        if (kinds & 1u << i && areas->area[i].addr &&
+            mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path)) == 0)
+            unlink(path);
+    if (kinds & 1u << MST_AREA_RAM && areas->area[MST_AREA_RAM].addr && areas->disk_bytes &&
+        mst_disk_path(folder, areas, path, sizeof(path)) == 0)
+        unlink(path);
+}
+
+static void unmap_kinds(struct mst_areas *areas, unsigned kinds)
+{
+    int i;
+
+    for (i = 0; i < MST_AREA_KINDS; i++) {
+        if (!(kinds & 1u << i) || !areas->area[i].addr)
+            continue;
+        munmap(areas->area[i].addr, areas->area[i].bytes);
+        areas->area[i].addr = NULL;
+    }
+}
+
+int mst_areas_make(const char *folder, struct mst_areas *areas, unsigned kinds, struct mst_why *why)
+{
+    int r = map_kinds(folder, areas, kinds, areas->ram_there ? file_take : file_make, file_make, why);
+
+    if (r < 0) {
+        unlink_kinds(folder, areas, kinds);
+        unmap_kinds(areas, kinds);
+    }
     return r;
 }
 
 int mst_areas_adopt(const char *folder, struct mst_areas *areas, struct mst_why *why)
 {
-    int r = map_all(folder, areas, file_adopt, file_adopt, why);
+    int r = map_kinds(folder, areas, MST_AREAS_ALL, file_adopt, file_adopt, why);
 
     if (r < 0)
         mst_areas_unmap(folder, areas, false);
@@ -233,28 +270,14 @@ int mst_areas_adopt(const char *folder, struct mst_areas *areas, struct mst_why 
 
 void mst_areas_unlink(const char *folder, const struct mst_areas *areas)
 {
-    char path[PATH_MAX];
-    int i;
-
-    for (i = 0; i < MST_AREA_KINDS; i++)
-        if (areas->area[i].addr && mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path)) == 0)
-            unlink(path);
-    if (areas->area[MST_AREA_RAM].addr && areas->disk_bytes && mst_disk_path(folder, areas, path, sizeof(path)) == 0)
-        unlink(path);
+    unlink_kinds(folder, areas, MST_AREAS_ALL);
 }
 
 void mst_areas_unmap(const char *folder, struct mst_areas *areas, bool unlink_files)
 {
-    int i;
-
     if (unlink_files)
         mst_areas_unlink(folder, areas);
-    for (i = 0; i < MST_AREA_KINDS; i++) {
-        if (!areas->area[i].addr)
-            continue;
-        munmap(areas->area[i].addr, areas->area[i].bytes);
-        areas->area[i].addr = NULL;
-    }
+    unmap_kinds(areas, MST_AREAS_ALL);
 }
 
 /* As paths of RAM and disk; 0 or -errno. */

@@ -48,9 +48,14 @@ enum mst_areas_for {
 };
 /* Fills names and sizes; maps nothing. ram_bytes: with the disk. -EINVAL for a RAM size that is no VM's. Any thread, pure. */
 int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint64_t ram_bytes, enum mst_areas_for what);
-/* Makes the planned files, allocates every page and maps them shared. Takes about 0.3 s per GB: call it from a worker thread.
+/* Which of them: a guest runs with the first, its first checkpoint needs the rest. */
+#define MST_AREAS_FIRST (1u << MST_AREA_RAM | 1u << MST_AREA_SAVE)
+#define MST_AREAS_REST  (1u << MST_AREA_SHADOW | 1u << MST_AREA_DELTA)
+#define MST_AREAS_ALL   (MST_AREAS_FIRST | MST_AREAS_REST)
+bool mst_areas_whole(const struct mst_areas *areas); /* all that were planned are mapped */
+/* Makes the planned files of these kinds, allocates every page and maps them shared. Takes about 0.3 s per GB: call it from a worker thread.
  * Leftovers of the same name are removed first, but for a RAM that is there: -EBADMSG when it is not as it was made. -ENOSPC the tmpfs is full, -errno; nothing is left on failure. Any thread. */
-int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why);
+int mst_areas_make(const char *folder, struct mst_areas *areas, unsigned kinds, struct mst_why *why);
 /* Maps the planned files that an earlier keeper made. -EBADMSG when a file is missing, not a regular file of ours, or of another size. */
 int mst_areas_adopt(const char *folder, struct mst_areas *areas, struct mst_why *why);
 /* Unmaps and, if unlink_files, removes the files. RDMA regions over them must have been freed. Any thread. */

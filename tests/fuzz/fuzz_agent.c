@@ -101,7 +101,7 @@ static void node_make(void)
     FUZZ_CHECK(mst_fixed_make(fuzz_folder(), "status", sizeof(*status), &at, &why) == 0);
     status = at;
     FUZZ_CHECK(mst_areas_plan(&areas, "v1", 1, RAM_BYTES, MST_AREAS_LOCAL) == 0 &&
-               mst_areas_make(fuzz_folder(), &areas, &why) == 0);
+               mst_areas_make(fuzz_folder(), &areas, MST_AREAS_ALL, &why) == 0);
     mst_status_init(&whole, "lab", "n1", 1, INSTANCE, boot_id, 1);
     keeper_listens = listens("keeper.sock");
     monitor_listens[0] = listens("vm/v1/qmp.sock");

@@ -57,7 +57,7 @@ static void leave_vm(unsigned index, bool protect_local)
     uint64_t room;
 
     FUZZ_CHECK(mst_areas_plan(&areas, vms[index], EPOCH, RAM_BYTES, protect_local ? MST_AREAS_LOCAL : MST_AREAS_NONE) == 0 &&
-               mst_areas_make(folder, &areas, &why) == 0);
+               mst_areas_make(folder, &areas, MST_AREAS_ALL, &why) == 0);
     map.ram = areas.area[MST_AREA_RAM].addr;
     map.save = areas.area[MST_AREA_SAVE].addr;
     map.shadow = areas.area[MST_AREA_SHADOW].addr;

@@ -290,25 +290,46 @@ static void on_spawn(struct fake_keeper *k, const mst_envelope *env)
     send_env(k, &answer);
 }
 
-static void on_areas_create(struct fake_keeper *k, const mst_envelope *env)
+static void areas_tell(struct fake_keeper *k, struct fake_vm *vm, uint64_t id, bool whole)
 {
-    struct fake_vm *vm = fake_vm_find(k, env->areas_create->definition->name, env->areas_create->epoch);
     Mainstay__AreasCreated created = MAINSTAY__AREAS_CREATED__INIT;
     mst_envelope answer = MAINSTAY__ENVELOPE__INIT;
     Mainstay__Areas areas;
 
-    if (!vm) {
-        reply_done(k, env->id, ENOENT, "fake keeper: no such grant");
-        return;
-    }
-    areas_make(k, vm);
     areas_name(vm, &areas);
+    if (!whole)
+        areas.shadow = areas.delta = NULL;
     created.areas = &areas;
     answer.has_reply_to = 1;
-    answer.reply_to = env->id;
+    answer.reply_to = id;
     answer.body_case = MAINSTAY__ENVELOPE__BODY_AREAS_CREATED;
     answer.areas_created = &created;
     send_env(k, &answer);
+}
+
+static void on_areas_create(struct fake_keeper *k, const mst_envelope *env)
+{
+    const Mainstay__AreasCreate *asked = env->areas_create;
+    struct fake_vm *vm = fake_vm_find(k, asked->definition->name, asked->epoch);
+
+    if (!vm) {
+        reply_done(k, env->id, ENOENT, "fake keeper: no such grant");
+    } else if (asked->part == MAINSTAY__AREAS_PART__AREAS_REST && k->hold_rest) {
+        k->rest_id = env->id;
+        k->rest_vm = vm;
+    } else {
+        if (asked->part != MAINSTAY__AREAS_PART__AREAS_REST)
+            areas_make(k, vm);
+        areas_tell(k, vm, env->id, asked->part != MAINSTAY__AREAS_PART__AREAS_FIRST);
+    }
+}
+
+void fake_rest_release(struct fake_keeper *k)
+{
+    k->hold_rest = false;
+    if (k->rest_id != 0)
+        areas_tell(k, k->rest_vm, k->rest_id, true);
+    k->rest_id = 0;
 }
 
 static void on_kill(struct fake_keeper *k, const mst_envelope *env)

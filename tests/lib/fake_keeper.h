@@ -71,8 +71,11 @@ struct fake_keeper {
     bool spoil_device;     /* one byte of the pulled device state is wrong, its sum is not */
     bool spoil_device_sum; /* both agree: QEMU gets to see it */
     bool hold_spawned;     /* never answer Spawn */
-    bool hold_puts;        /* never say that the mirrors have a checkpoint, until fake_puts_release */
-    uint32_t put_ms;       /* say it so late */
+    bool hold_rest;        /* make shadow and delta of no VM, until fake_rest_release */
+    uint64_t rest_id;      /* who waits for that */
+    struct fake_vm *rest_vm;
+    bool hold_puts;  /* never say that the mirrors have a checkpoint, until fake_puts_release */
+    uint32_t put_ms; /* say it so late */
     uint64_t put_id;
     uv_timer_t put_timer;
     uint32_t delta_capacity; /* not 0: pages in each delta, instead of what a keeper gives */
@@ -102,6 +105,7 @@ struct fake_vm *fake_vm_find(struct fake_keeper *keeper, const char *name, uint6
 bool fake_wait_seq(struct fake_keeper *keeper, struct fake_vm *vm, uint64_t seq, unsigned timeout_ms);
 uint64_t fake_seq(struct fake_vm *vm, uint32_t *ret_source);
 void fake_puts_release(struct fake_keeper *keeper);
+void fake_rest_release(struct fake_keeper *k);
 bool fake_wait_fault(struct fake_keeper *keeper, Mainstay__FaultKind kind, unsigned timeout_ms);
 bool fake_wait_beats(struct fake_keeper *keeper, struct guest_console *console, uint64_t more, unsigned timeout_ms);
 bool fake_wait_state(struct fake_keeper *keeper, struct fake_vm *vm, uint32_t run_state, unsigned timeout_ms);

@@ -50,12 +50,13 @@ struct avm {
     bool output_commit;            /* and holds back what it sends */
     uint64_t mark_id, mark_serial; /* OutputMark that is open, 0: none; of which checkpoint */
     uint64_t put_id;               /* CheckpointPut that is open, 0: none */
+    uint64_t rest_id;              /* AreasCreate for shadow and delta that is open, 0: none */
     uint64_t put_seq;              /* checkpoint that is committed and not handed on yet, 0: none */
     bool put_whole, due;           /* due: a checkpoint waits for the answer */
     bool save_put;                 /* what was saved by order is handed on */
     uint32_t interval_ms, memory_mib;
-    uint8_t *order; /* packed OrderStart */
-    size_t order_bytes;
+    uint8_t *order, *definition; /* packed OrderStart, NULL: it was taken up; and VmDefinition */
+    size_t order_bytes, definition_bytes;
     uint64_t start_ids[4], save_id, continue_id;
     unsigned starts;
     Mainstay__StartResult result;
@@ -427,6 +428,41 @@ static void checkpoint_pause(void *arg)
     mark(one->vm);
 }
 
+/* Shadow and delta: the first checkpoint waits for them. */
+static void rest_ask(struct avm *vm)
+{
+    Mainstay__VmDefinition *definition = mainstay__vm_definition__unpack(NULL, vm->definition_bytes, vm->definition);
+    Mainstay__AreasCreate body = MAINSTAY__AREAS_CREATE__INIT;
+    mst_envelope env = MST_MSG(AREAS_CREATE, areas_create, &body);
+
+    if (vm->rest_id)
+        return;
+    body.definition = definition;
+    body.epoch = vm->epoch;
+    body.has_part = 1;
+    body.part = MAINSTAY__AREAS_PART__AREAS_REST;
+    vm->rest_id = ++vm->agent->next_id;
+    env.has_id = 1;
+    env.id = vm->rest_id;
+    send_env(vm->agent, &env);
+    mainstay__vm_definition__free_unpacked(definition, NULL);
+}
+
+static void rest_answered(struct avm *vm, const mst_envelope *env)
+{
+    struct mst_save_map map;
+
+    vm->rest_id = 0;
+    if (env->body_case == MAINSTAY__ENVELOPE__BODY_AREAS_CREATED && vm->mapped) {
+        take_areas(vm, env->areas_created->areas);
+        map = map_of(vm);
+        if (vm->writer && mst_save_writer_rest(vm->writer, &map) < 0)
+            abort(); /* an agent would say that there are no checkpoints; here nothing can be missing */
+    }
+    if (vm->state == AVM_RUNNING)
+        checkpoint_later(vm);
+}
+
 static void checkpoint_stage(void *arg)
 {
     struct later *one = arg;
@@ -435,6 +471,10 @@ static void checkpoint_stage(void *arg)
 
     if (!still(one) || !task || !can_write(vm))
         return;
+    if (!area(vm, MST_AREA_SHADOW)) {
+        rest_ask(vm);
+        return;
+    }
     if (task->stopped || task->guest != GUEST_RUNNING) { /* the monitor is silent */
         checkpoint_later(vm);
         return;
@@ -594,6 +634,8 @@ static void create_send(struct avm *vm)
 
     body.definition = order->definition;
     body.epoch = vm->epoch;
+    body.has_part = vm->protect;
+    body.part = MAINSTAY__AREAS_PART__AREAS_FIRST;
     vm->state = AVM_CREATING;
     vm->pid = 0;
     vm->pulled = false;
@@ -665,6 +707,9 @@ static void protection(struct avm *vm, const Mainstay__VmDefinition *definition)
     vm->mirror = definition->protect == MAINSTAY__PROTECT__PROTECT_MIRROR;
     vm->protect = vm->mirror || definition->protect == MAINSTAY__PROTECT__PROTECT_LOCAL;
     vm->output_commit = vm->mirror && definition->output_commit;
+    vm->definition_bytes = mainstay__vm_definition__get_packed_size(definition);
+    vm->definition = sim_calloc(1, vm->definition_bytes + 1);
+    mainstay__vm_definition__pack(definition, vm->definition);
 }
 
 static void order_start(struct sim_agent *agent, const mst_envelope *env)
@@ -803,13 +848,13 @@ static void order_continue(struct sim_agent *agent, const mst_envelope *env)
         return;
     }
     if (vm->state == AVM_SAVED) {
-        if (can_write(vm) && vm->protect)
+        if (can_write(vm) && area(vm, MST_AREA_SHADOW))
             (void)mst_save_shadow_from_ram(vm->writer);
         else if (can_write(vm))
             mst_save_withdraw(vm->writer);
         if (sim_muted())
             return;
-        oracle_withdrawn(vm->vm, vm->epoch, vm->protect);
+        oracle_withdrawn(vm->vm, vm->epoch, area(vm, MST_AREA_SHADOW) != NULL);
         sim_guest_run(task);
         runs(vm);
         tell_state(vm, MST_RUN_RUNNING, 0);
@@ -898,6 +943,10 @@ static void answered(struct sim_agent *agent, const mst_envelope *env)
             vm_answered(vm, env);
             return;
         }
+        if (vm->rest_id == env->reply_to) {
+            rest_answered(vm, env);
+            return;
+        }
         if (vm->put_id == env->reply_to) {
             put_answered(vm);
             return;
@@ -970,13 +1019,13 @@ static void attach(struct sim_agent *agent, const Mainstay__AgentVm *left)
     }
     if (vm->writer &&
         mst_save_source(vm->writer) == MST_SAVE_RAM) { /* left standing inside a full checkpoint, or before it was told */
-        if (vm->protect)
+        if (area(vm, MST_AREA_SHADOW))
             (void)mst_save_shadow_from_ram(vm->writer);
         else
             mst_save_withdraw(vm->writer);
         if (sim_muted())
             return;
-        oracle_withdrawn(vm->vm, vm->epoch, vm->protect);
+        oracle_withdrawn(vm->vm, vm->epoch, area(vm, MST_AREA_SHADOW) != NULL);
     }
     put_send(vm, true);
     if (task->guest == GUEST_PAUSED && !task->stopped)

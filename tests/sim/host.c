@@ -359,7 +359,7 @@ int mst_areas_plan(struct mst_areas *areas, const char *vm, uint64_t epoch, uint
     return product_areas_plan(areas, vm, epoch, ram_bytes >= 1u << 20 ? ram_bytes / SIM_RAM_SHRINK : ram_bytes, what);
 }
 
-int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *why)
+int mst_areas_make(const char *folder, struct mst_areas *areas, unsigned kinds, struct mst_why *why)
 {
     struct sim_file *file;
     char path[120];
@@ -369,7 +369,7 @@ int mst_areas_make(const char *folder, struct mst_areas *areas, struct mst_why *
     if (sim_chance(4))
         return mst_why_set(why, -ENOSPC, "the tmpfs is full");
     for (int i = 0; i < MST_AREA_KINDS; i++) {
-        if (!areas->area[i].bytes)
+        if (!areas->area[i].bytes || !(kinds & 1u << i))
             continue;
         (void)mst_area_path(folder, areas, (enum mst_area_kind)i, path, sizeof(path));
         file = i == MST_AREA_RAM && areas->ram_there ? sim_file_find(sim_here(), path)

@@ -591,6 +591,32 @@ START_TEST(checkpoint_that_fits_no_delta_is_told_of_and_is_one_all_the_same)
 }
 END_TEST
 
+START_TEST(guest_runs_before_its_shadow_is_made_and_can_be_saved_meanwhile)
+{
+    struct fake_vm *vm;
+    uint32_t source;
+
+    keeper->hold_rest = true;
+    vm = boot();
+    ck_assert(fake_wait_beats(keeper, console, 3, LONG_MS));
+    ck_assert(keeper->rest_id != 0);
+    ck_assert_uint_eq(fake_seq(vm, NULL), 0);
+    ck_assert_int_eq(await(fake_order_save(keeper, "web01", 1))->error, 0);
+    ck_assert_uint_eq(fake_seq(vm, &source), 1);
+    ck_assert_uint_eq(source, MST_SAVE_RAM);
+    fake_rest_release(keeper); /* it stands: they are taken up when it goes on */
+    ck_assert_int_eq(await(fake_order_continue(keeper, "web01", 1))->error, 0);
+    ck_assert(fake_wait_seq(keeper, vm, 4, LONG_MS));
+    (void)fake_seq(vm, &source);
+    ck_assert_uint_eq(source, MST_SAVE_SHADOW);
+    kill_qemu(vm);
+    start(2, 1, false, MAINSTAY__METHOD__METHOD_RESUMED_IN_PLACE);
+    ck_assert(fake_wait_beats(keeper, console, 1, LONG_MS));
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
 START_TEST(mirrors_that_take_no_checkpoint_are_told_of_until_they_do)
 {
     struct wanted wanted = {.trouble = MST_SAVE_TROUBLE_NONE, .above_ms = 1};
@@ -982,6 +1008,7 @@ int main(void)
     ADD_ROUNDS(stopped_qemu_is_reported_silent_and_goes_on_when_it_is_continued, 2);
     ADD(checkpoint_that_qemu_does_not_end_is_told_of_while_it_is_under_way);
     ADD(checkpoint_that_fits_no_delta_is_told_of_and_is_one_all_the_same);
+    ADD(guest_runs_before_its_shadow_is_made_and_can_be_saved_meanwhile);
     ADD(mirrors_that_take_no_checkpoint_are_told_of_until_they_do);
     ADD(mirrors_that_take_long_make_checkpoints_less_often_and_the_record_says_why);
     ADD(checkpoints_come_less_often_than_they_should_when_the_guest_would_stand_for_too_long);

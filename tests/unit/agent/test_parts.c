@@ -565,6 +565,32 @@ START_TEST(areas_are_mapped_only_when_every_size_fits)
 }
 END_TEST
 
+START_TEST(shadow_and_delta_are_mapped_later_and_only_when_they_fit)
+{
+    Mainstay__Areas first;
+    struct mst_vmmap *map;
+    struct mst_why why;
+    int unlocked;
+
+    web.has_protect = 1;
+    web.protect = MAINSTAY__PROTECT__PROTECT_LOCAL;
+    make_areas();
+    first = areas;
+    first.shadow = first.delta = NULL;
+    ck_assert_int_eq(mst_vmmap_open(&status, &first, &web, 1, 77, false, &map, &unlocked, &why), 0);
+    ck_assert(!map->map.shadow && !map->map.delta && map->map.delta_capacity == 0);
+    ck_assert_int_eq(mst_vmmap_rest(&status, &first, &web, map, &why), -EINVAL);
+    areas.delta_capacity = 65; /* the file is too short for that */
+    ck_assert_int_eq(mst_vmmap_rest(&status, &areas, &web, map, &why), -EBADMSG);
+    ck_assert(!map->map.shadow && !map->map.delta);
+    areas.delta_capacity = 64;
+    ck_assert_int_eq(mst_vmmap_rest(&status, &areas, &web, map, &why), 0);
+    ck_assert(map->map.shadow && map->map.delta && map->map.delta_capacity == 64);
+    mst_vmmap_close(map);
+    mst_status_unmap(&status);
+}
+END_TEST
+
 START_TEST(a_disk_is_mapped_right_behind_ram)
 {
     struct mst_vmmap *map;
@@ -751,6 +777,7 @@ int main(void)
     tcase_add_test(tcase, filled_shadow_becomes_the_first_checkpoint);
     tcase_add_loop_test(tcase, ram_of_a_guest_that_runs_is_locked_at_once_and_another_ones_page_by_page, 0, 2);
     tcase_add_test(tcase, areas_are_mapped_only_when_every_size_fits);
+    tcase_add_test(tcase, shadow_and_delta_are_mapped_later_and_only_when_they_fit);
     tcase_add_test(tcase, a_disk_is_mapped_right_behind_ram);
     tcase_add_test(tcase, pages_of_a_disk_are_counted_on_from_those_of_ram);
     tcase_add_test(tcase, dirty_pages_are_those_written_since_the_clearing);

@@ -102,7 +102,7 @@ static void leave_vm(bool protect_local, unsigned checkpoints)
 
     ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, RAM_BYTES, protect_local ? MST_AREAS_LOCAL : MST_AREAS_NONE), 0);
     areas.disk_bytes = disk_bytes;
-    ck_assert_msg(mst_areas_make(folder, &areas, &why) == 0, "%s", why.text);
+    ck_assert_msg(mst_areas_make(folder, &areas, MST_AREAS_ALL, &why) == 0, "%s", why.text);
     for (uint32_t i = 0; i < RAM_BYTES; i += 64)
         areas.area[MST_AREA_RAM].addr[i] = (uint8_t)(i >> 6);
     map.ram = areas.area[MST_AREA_RAM].addr;
@@ -242,7 +242,7 @@ START_TEST(areas_whose_disk_cannot_be_made_leave_nothing)
     ck_assert_int_eq(mkdir(path, 0700), 0);
     ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, RAM_BYTES, MST_AREAS_LOCAL), 0);
     areas.disk_bytes = MST_PAGE_BYTES;
-    ck_assert_int_lt(mst_areas_make(folder, &areas, &why), 0);
+    ck_assert_int_lt(mst_areas_make(folder, &areas, MST_AREAS_ALL, &why), 0);
     ck_assert_ptr_nonnull(strstr(why.text, "web01.e4.disk"));
     ck_assert(!there("web01.e4.ram") && !areas.area[MST_AREA_RAM].addr);
     areas = (struct mst_areas){0};
@@ -285,7 +285,7 @@ START_TEST(ram_and_disk_of_a_qemu_that_waits_are_handed_over_together_or_not_at_
     }
     ck_assert_int_eq(mst_ram_hand_over(folder, &image, &areas), 0);
     ck_assert(areas.ram_there && !there("web01.e4.ram") && !there("web01.e4.disk"));
-    ck_assert_int_eq(mst_areas_make(folder, &areas, &why), 0);
+    ck_assert_int_eq(mst_areas_make(folder, &areas, MST_AREAS_ALL, &why), 0);
     ck_assert_uint_eq(inode_of("web01.e5.ram"), ram); /* whoever has them mapped has the VM's memory */
     ck_assert_uint_eq(inode_of("web01.e5.disk"), disk);
     mst_areas_unmap(folder, &areas, true);
@@ -293,10 +293,34 @@ START_TEST(ram_and_disk_of_a_qemu_that_waits_are_handed_over_together_or_not_at_
 }
 END_TEST
 
+START_TEST(shadow_and_delta_are_made_behind_what_a_guest_runs_with)
+{
+    char path[PATH_MAX];
+
+    ck_assert_int_eq(mst_areas_plan(&areas, "web01", 4, RAM_BYTES, MST_AREAS_LOCAL), 0);
+    ck_assert_int_eq(mst_areas_make(folder, &areas, MST_AREAS_FIRST, &why), 0);
+    ck_assert(areas.area[MST_AREA_RAM].addr && areas.area[MST_AREA_SAVE].addr && !mst_areas_whole(&areas));
+    ck_assert(there("web01.e4.ram") && there("web01.e4.save") && !there("web01.e4.shadow") && !there("web01.e4.delta"));
+    areas.area[MST_AREA_RAM].addr[5] = 'r';
+
+    snprintf(path, sizeof(path), "%s/web01.e4.delta", folder); /* what is no file is not removed for it */
+    ck_assert_int_eq(mkdir(path, 0700), 0);
+    ck_assert_int_lt(mst_areas_make(folder, &areas, MST_AREAS_REST, &why), 0);
+    ck_assert_ptr_nonnull(strstr(why.text, "web01.e4.delta"));
+    ck_assert(!there("web01.e4.shadow") && !areas.area[MST_AREA_SHADOW].addr && !mst_areas_whole(&areas));
+    ck_assert(there("web01.e4.ram") && areas.area[MST_AREA_RAM].addr[5] == 'r');
+
+    ck_assert_int_eq(rmdir(path), 0);
+    ck_assert_int_eq(mst_areas_make(folder, &areas, MST_AREAS_REST, &why), 0);
+    ck_assert(mst_areas_whole(&areas) && there("web01.e4.shadow") && there("web01.e4.delta"));
+    ck_assert(areas.area[MST_AREA_RAM].addr[5] == 'r');
+}
+END_TEST
+
 START_TEST(areas_that_do_not_fit_the_tmpfs_leave_nothing)
 {
     ck_assert_int_eq(mst_areas_plan(&areas, "huge", 1, UINT64_C(65536) << 20, MST_AREAS_LOCAL), 0);
-    ck_assert_int_eq(mst_areas_make(folder, &areas, &why), -ENOSPC);
+    ck_assert_int_eq(mst_areas_make(folder, &areas, MST_AREAS_ALL, &why), -ENOSPC);
     ck_assert_ptr_nonnull(strstr(why.text, "huge.e1.ram"));
     ck_assert(!there("huge.e1.ram"));
     areas = (struct mst_areas){0};
@@ -687,6 +711,7 @@ int main(void)
     tcase_add_test(tc, ram_and_the_disk_behind_it_are_one_area_of_two_files);
     tcase_add_test(tc, areas_whose_disk_cannot_be_made_leave_nothing);
     tcase_add_loop_test(tc, ram_and_disk_of_a_qemu_that_waits_are_handed_over_together_or_not_at_all, 0, 2);
+    tcase_add_test(tc, shadow_and_delta_are_made_behind_what_a_guest_runs_with);
     tcase_add_test(tc, areas_that_do_not_fit_the_tmpfs_leave_nothing);
     tcase_add_test(tc, a_link_in_place_of_the_folder_is_refused);
     tcase_add_test(tc, a_vm_with_a_whole_save_is_kept_with_its_bytes);

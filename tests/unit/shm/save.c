@@ -21,6 +21,31 @@ static void reattach(void)
     ck_assert_int_eq(mst_save_writer_attach(&world.map, &world.writer), 0);
 }
 
+START_TEST(writer_gets_its_shadow_while_the_guest_runs)
+{
+    struct mst_save_map map;
+
+    world_open(&world, WORLD_LOCAL, 1);
+    map = world.map;
+    world.map.shadow = world.map.delta = NULL;
+    ck_assert_int_eq(mst_save_writer_new(&world.map, &world.writer), 0);
+    ck_assert_int_eq(mst_save_fill(world.writer, 0), -ENODATA);
+    ck_assert_int_eq(mst_save_writer_rest(world.writer, &world.map), -EINVAL); /* still none */
+    world_ram_checkpoint(&world);                                              /* RAM, withdrawn: as under protect none */
+    ck_assert_uint_eq(mst_save_seq(world.writer), 1);
+
+    world.map = map;
+    ck_assert_int_eq(mst_save_writer_rest(world.writer, &world.map), 0);
+    ck_assert_int_eq(mst_save_writer_rest(world.writer, &world.map), -EINVAL); /* once */
+    world_full_checkpoint(&world);
+    world_delta_checkpoint(&world);
+    ck_assert_int_eq(mst_save_source(world.writer), MST_SAVE_SHADOW);
+    ck_assert_uint_eq(mst_save_seq(world.writer), 3);
+    reattach();
+    ck_assert_uint_eq(mst_save_seq(world.writer), 3);
+}
+END_TEST
+
 START_TEST(page_sum_is_the_low_half_of_xxh64)
 {
     static uint8_t page[MST_PAGE_BYTES]; /* sums of the reference implementation's own program, xxhsum -H64 */
@@ -684,6 +709,7 @@ int main(void)
     int failed;
 
     tcase_set_timeout(tc, 60);
+    tcase_add_test(tc, writer_gets_its_shadow_while_the_guest_runs);
     tcase_add_test(tc, page_sum_is_the_low_half_of_xxh64);
     tcase_add_test(tc, sizes_of_ram_that_make_no_sense_are_refused);
     tcase_add_test(tc, parts_of_the_save_area_do_not_overlap);

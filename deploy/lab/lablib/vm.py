@@ -19,8 +19,10 @@ def _qemu(machine):
     kvm = settings["accel"] == "kvm"
     append = (f"console=ttyS0 quiet loglevel=4 panic=0 net.ifnames=0 mitigations=off mainstay_lab.node={machine.name}")
     return [
-        "qemu-system-x86_64", "-name", f"{machine.lab.netns}-{machine.name}", "-nodefaults", "-no-user-config", "-display", "none",
-        "-machine", "pc,usb=off,vmport=off", "-m", f"{settings['memory_mib']}M",
+        "qemu-system-x86_64", "-name", f"{machine.lab.netns}-{machine.name},debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none",
+        # All of its memory at once: on a host that is a virtual machine itself a fault can take long, and the machine stands still meanwhile.
+        "-object", f"memory-backend-ram,id=ram,size={settings['memory_mib']}M,prealloc=on",
+        "-machine", "pc,usb=off,vmport=off,memory-backend=ram", "-m", f"{settings['memory_mib']}M",
         "-smp", str(settings["node_vcpus"] if machine.is_node else 1),
         *(["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max"]),
         "-rtc", "base=utc,clock=host",

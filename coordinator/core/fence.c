@@ -307,6 +307,16 @@ static unsigned to_be_stopped(const struct mst_core *core, const struct rec *rec
     return count;
 }
 
+/* It has its grant from this recovery, not from before the fault: that its node was well all the time says nothing of a start that failed there. */
+static bool started_by(const struct rec *rec, const struct mst_vm_row *vm)
+{
+    for (unsigned i = 0; i < rec->vms_count; i++) {
+        if (strcmp(rec->vms[i].d.vm, vm->name) == 0)
+            return vm->epoch != rec->vms[i].d.epoch_from;
+    }
+    return false;
+}
+
 /* Something that runs under the present keeper would be stopped by its fence. What an earlier keeper of that node left does not go on because this one
  * moves: only its fence proves that stopped. */
 static bool has_of_present_keeper(const struct mst_core *core, const struct rec *rec, unsigned index)
@@ -315,7 +325,7 @@ static bool has_of_present_keeper(const struct mst_core *core, const struct rec 
     unsigned count = to_be_stopped(core, rec, index, vms);
 
     for (unsigned i = 0; i < count; i++) {
-        if (vms[i]->d.instance == core->nodes[index].instance)
+        if (vms[i]->d.instance == core->nodes[index].instance && !started_by(rec, &vms[i]->d))
             return true;
     }
     return false;
@@ -340,7 +350,7 @@ static bool keeper_can_be_asked(const struct mst_core *core, const struct rec *r
         return false;
     /* A node taken for lost that is just being seen again: moving makes it a false alarm, which must not cost its VMs their lives.
      * Once it was told to stop them, only its proof tells what became of them. Who was not read at all in that moment is asked: its power is next. */
-    if (rec->d.scope == MST_SCOPE_NODE && rec->d.instance == node->instance && rec->fence_sent != node->instance &&
+    if (rec->d.scope == MST_SCOPE_NODE && rec->d.instance == node->instance && rec->fence_sent[index] != node->instance &&
         has_of_present_keeper(core, rec, index) && (node_alive(core, index) || seen_again(core, rec, node)))
         return false;
     return true;
@@ -360,7 +370,7 @@ static void ask_keeper(struct mst_core *core, struct rec *rec, unsigned index)
     token = order_send(core, &order, rec->d.id, rec->d.scope == MST_SCOPE_NODE ? core->conf.keeper_silent_ms : FENCE_DEADLINE_MS);
     rec->fence_order = token;
     if (token != 0)
-        rec->fence_sent = core->nodes[index].instance;
+        rec->fence_sent[index] = core->nodes[index].instance;
     rec->fence_retry_ms = core->now_ms + FENCE_RETRY_MIN_MS;
 }
 
@@ -420,7 +430,7 @@ static bool power_is_next(const struct mst_core *core, const struct rec *rec, un
         return false;
     if (rec->fence_order != 0 || keeper_is_first(core, index))
         return false;
-    if (seen_again(core, rec, node) && rec->fence_sent != node->instance)
+    if (seen_again(core, rec, node) && rec->fence_sent[index] != node->instance)
         return false;
     /* Otherwise it is being seen again: rec_fence_step decides. */
     return !node_alive(core, index) || mst_detect_keeper(&node->detect, core->conf.keeper_silent_ms) == MST_LIFE_FROZEN;
@@ -641,7 +651,7 @@ static bool false_alarm(struct mst_core *core, struct rec *rec)
         mst_detect_keeper(&core->nodes[index].detect, core->conf.keeper_silent_ms) != MST_LIFE_MOVING)
         return false;
     /* It was told to stop them, and that may be obeyed at any moment. */
-    if (rec->fence_order != 0 || rec->fence_sent == rec->d.instance || any_proof_waits(core, (unsigned)index))
+    if (rec->fence_order != 0 || rec->fence_sent[index] == rec->d.instance || any_proof_waits(core, (unsigned)index))
         return false;
     txn_begin(core);
     for (unsigned i = 0; i < rec->vms_count; i++) {
@@ -654,8 +664,8 @@ static bool false_alarm(struct mst_core *core, struct rec *rec)
             fenced++;
             continue;
         }
-        /* A start elsewhere that has failed, or a grant of a keeper before. */
-        if (vm->node_id != rec->d.node_id || vm->instance != rec->d.instance) {
+        /* A start that has failed, or a grant of a keeper before. */
+        if (vm->node_id != rec->d.node_id || vm->instance != rec->d.instance || started_by(rec, vm)) {
             elsewhere++;
             continue;
         }

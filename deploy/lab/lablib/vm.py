@@ -17,7 +17,11 @@ def create_disk(machine):
 def _qemu(machine):
     settings = machine.lab.settings
     kvm = settings["accel"] == "kvm"
-    append = (f"console=ttyS0 quiet loglevel=4 panic=0 net.ifnames=0 mitigations=off mainstay_lab.node={machine.name}")
+    append = f"console=ttyS0 quiet loglevel=4 panic=0 net.ifnames=0 mitigations=off mainstay_lab.node={machine.name}"
+    if not kvm:
+        # The kernel takes the TSC of an emulated machine that waited for its host for broken, and then asks QEMU for the time at every look. Huge pages
+        # are nothing to TCG, but clearing and moving them makes a full machine stand still.
+        append += " tsc=nowatchdog transparent_hugepage=never"
     return [
         "qemu-system-x86_64", "-name", f"{machine.lab.netns}-{machine.name},debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none",
         # All of its memory at once: on a host that is a virtual machine itself a fault can take long, and the machine stands still meanwhile.

@@ -30,6 +30,20 @@ static void put_header(uint8_t *at, uint32_t body_bytes)
         at[4 + i] = (uint8_t)(body_bytes >> (8 * i));
 }
 
+void *mst_message_copy(const ProtobufCMessage *message)
+{
+    size_t bytes = protobuf_c_message_get_packed_size(message);
+    uint8_t *packed = malloc(bytes ? bytes : 1);
+    void *copy = NULL;
+
+    if (packed) {
+        protobuf_c_message_pack(message, packed);
+        copy = protobuf_c_message_unpack(message->descriptor, NULL, bytes, packed);
+    }
+    free(packed);
+    return copy;
+}
+
 int mst_frame_pack_why(const mst_envelope *env, uint8_t *out, size_t out_bytes, struct mst_why *why)
 {
     size_t bytes;

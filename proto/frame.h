@@ -28,6 +28,9 @@ typedef Mainstay__Envelope mst_envelope;
 #define MST_LIST_MAX         1024u      /* lists that have no limit of their own */
 #define MST_UNPACK_BYTES_MAX (1u << 20) /* memory one received message may take */
 
+/* A copy of any message, by packing and unpacking it; NULL: no memory. Freed by the free_unpacked of its type. Any thread. */
+void *mst_message_copy(const ProtobufCMessage *message);
+
 /* Packs env into out (at least MST_MESSAGE_BYTES_MAX bytes). Returns the frame's length, -EMSGSIZE when it does not fit,
  * -EINVAL when the other end would refuse it (no body, a required field missing, a bad name, a value beyond its bound): a
  * mistake of the sender shows at the sender. Any thread. */

@@ -255,9 +255,8 @@ struct rec {
     uint64_t hold_generation, held_ms;
     char why[MST_TEXT_BYTES];
     /* of this run, kept over moves */
-    uint64_t
-        fence_sent[MST_NODES_MAX]; /* keeper instance there that an order to fence went to: it may be obeyed any time; 0: none */
-    uint64_t started_us;           /* of the first step, on our clock; 0: it was before this run */
+    uint64_t fence_sent[MST_NODES_MAX]; /* keeper there that was told to fence: it may obey at any time; 0: none was */
+    uint64_t started_us;                /* of the first step, on our clock; 0: it was before this run */
     uint64_t changed_ms;
 };
 

@@ -24,6 +24,7 @@
  *   vm            one VM: its states, its monitors, its end
  *   vm_order      orders to start: refused, joined, begun
  *   vm_start      areas, pull or unpack, QEMU, load, run; and undoing all that
+ *   vm_rest       shadow and delta, for which the first checkpoint waits
  *   vm_run        checkpoints, save and continue, faults of the running VM
  *   vm_trouble    checkpoints that do not come about: told, until there is a good one
  *   vm_attach     taking up a VM that an earlier agent left running

@@ -4,6 +4,7 @@
 #include "node/agent/disk.h"
 #include "node/agent/qemu_args.h"
 #include "node/agent/saved_state.h"
+#include "proto/frame.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -93,20 +94,6 @@ static void done(uv_work_t *req, int status)
     standby_free(s);
 }
 
-static Mainstay__StandbyAsk *ask_copy(const Mainstay__StandbyAsk *ask)
-{
-    size_t bytes = mainstay__standby_ask__get_packed_size(ask);
-    uint8_t *packed = malloc(bytes + 1);
-    Mainstay__StandbyAsk *copy = NULL;
-
-    if (packed) {
-        mainstay__standby_ask__pack(ask, packed);
-        copy = mainstay__standby_ask__unpack(NULL, bytes, packed);
-    }
-    free(packed);
-    return copy;
-}
-
 void mst_standby_asked(struct mst_agent *agent, const mst_envelope *env)
 {
     struct standby *s = calloc(1, sizeof(*s));
@@ -114,7 +101,7 @@ void mst_standby_asked(struct mst_agent *agent, const mst_envelope *env)
     if (!s)
         return; /* the keeper asks again */
     s->agent = agent;
-    s->ask = ask_copy(env->standby_ask);
+    s->ask = mst_message_copy(&env->standby_ask->base);
     s->work.data = s;
     if (!s->ask || uv_queue_work(agent->loop, &s->work, work, done) < 0)
         standby_free(s);

@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "conf/conf.h"
+#include "proto/frame.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -62,20 +63,6 @@ static void clean(struct mst_vm *vm)
 
 /* --- the order --- */
 
-static Mainstay__OrderStart *order_copy(const Mainstay__OrderStart *order)
-{
-    size_t bytes = mainstay__order_start__get_packed_size(order);
-    uint8_t *packed = malloc(bytes + 1);
-    Mainstay__OrderStart *copy = NULL;
-
-    if (packed) {
-        mainstay__order_start__pack(order, packed);
-        copy = mainstay__order_start__unpack(NULL, bytes, packed);
-    }
-    free(packed);
-    return copy;
-}
-
 /* Another epoch of the VM that stands in the way; NULL: none. */
 static const struct mst_vm *other_epoch(const struct mst_agent *agent, const char *name, uint64_t epoch)
 {
@@ -110,7 +97,7 @@ static int accept_order(struct mst_agent *agent, const Mainstay__OrderStart *ord
         vm->state = VM_CREATING;
     }
     if (!vm->order) {
-        vm->order = order_copy(order);
+        vm->order = mst_message_copy(&order->base);
         if (!vm->order) {
             if (vm->state == VM_CREATING)
                 mst_vm_end(vm);

@@ -6,6 +6,7 @@
 #include "node/agent/disk.h"
 #include "node/agent/qemu_args.h"
 #include "node/agent/saved_state.h"
+#include "proto/frame.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -467,23 +468,9 @@ static void map_done(struct mst_vm *vm)
         mapped(vm);
 }
 
-static Mainstay__Areas *areas_copy(const Mainstay__Areas *areas)
-{
-    size_t bytes = mainstay__areas__get_packed_size(areas);
-    uint8_t *packed = malloc(bytes + 1);
-    Mainstay__Areas *copy = NULL;
-
-    if (packed) {
-        mainstay__areas__pack(areas, packed);
-        copy = mainstay__areas__unpack(NULL, bytes, packed);
-    }
-    free(packed);
-    return copy;
-}
-
 int mst_vm_set_areas(struct mst_vm *vm, const Mainstay__Areas *areas)
 {
-    Mainstay__Areas *copy = areas_copy(areas);
+    Mainstay__Areas *copy = mst_message_copy(&areas->base);
 
     if (!copy)
         return -ENOMEM;

@@ -245,24 +245,15 @@ static void spawn_after_kill(void *arg, int err)
 static int spawn_later(struct mst_keeper *k, const mst_envelope *env)
 {
     struct spawn_request *request = calloc(1, sizeof(*request));
-    size_t bytes = mainstay__spawn__get_packed_size(env->spawn);
-    uint8_t *packed = malloc(bytes ? bytes : 1);
     int r = -ENOMEM;
 
-    if (!request || !packed)
-        goto fail;
-    *request = (struct spawn_request){.keeper = k, .session = mst_agent_session(k), .reply_to = env->id};
-    mainstay__spawn__pack(env->spawn, packed);
-    request->spawn = mainstay__spawn__unpack(NULL, bytes, packed);
+    if (!request)
+        return r;
+    *request = (struct spawn_request){
+        .keeper = k, .session = mst_agent_session(k), .reply_to = env->id, .spawn = mst_message_copy(&env->spawn->base)};
     if (request->spawn)
         r = mst_proc_kill(k, env->spawn->vm, spawn_after_kill, request);
     if (r < 0)
-        goto fail;
-    free(packed);
-    return 0;
-fail:
-    free(packed);
-    if (request)
         spawn_request_free(request);
     return r;
 }

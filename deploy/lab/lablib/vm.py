@@ -20,7 +20,7 @@ def _qemu(machine):
     append = f"console=ttyS0 quiet loglevel=4 panic=0 net.ifnames=0 mitigations=off mainstay_lab.node={machine.name}"
     if not kvm:
         # The kernel takes the TSC of an emulated machine that waited for its host for broken, and then asks QEMU for the time at every look. Huge pages
-        # are nothing to TCG, but clearing and moving them makes a full machine stand still.
+        # are nothing to TCG; a machine full of load stood still for a minute with khugepaged on its CPU (whether for that was not found out).
         append += " tsc=nowatchdog transparent_hugepage=never"
     return [
         "qemu-system-x86_64", "-name", f"{machine.lab.netns}-{machine.name},debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none",

@@ -66,6 +66,17 @@ static bool fenced_there(struct world *w, const void *node)
     return fence && fence->node == *(const unsigned *)node;
 }
 
+static bool fences_again(struct world *w, const void *unused)
+{
+    const struct mst_recovery_row *row = NULL;
+
+    (void)unused;
+    for (unsigned i = 0; i < w->rows_count; i++)
+        if (w->rows[i].kind == MST_ROW_RECOVERY)
+            row = &w->rows[i].recovery;
+    return row && row->state == MST_REC_FENCING;
+}
+
 static bool home_again(struct world *w, const void *epochs)
 {
     const struct world_event *start = world_last(w, MST_ORDER_START, "web01");
@@ -74,7 +85,8 @@ static bool home_again(struct world *w, const void *epochs)
 }
 
 /* The node is fenced by its keeper, the start elsewhere fails, and the one on the node itself, which is well by then, is not answered: whether the VM runs
- * there its fence tells, not that the node was only away. (Seen in a lab under load: after two starts of a minute each the VM counted as running.) */
+ * there its fence tells, not that the node was only away. (Seen in a lab under load: after two starts of a minute each the VM counted as running.)
+ * _i 1: and the coordinator is another one by then, which has told nobody to fence. */
 START_TEST(a_start_that_fails_on_the_node_itself_is_no_false_alarm)
 {
     static const enum mst_order_type fence = MST_ORDER_FENCE;
@@ -92,7 +104,10 @@ START_TEST(a_start_that_fails_on_the_node_itself_is_no_false_alarm)
     w->nodes[0].orders_wait = true;
     ck_assert(world_until(w, 20000, home_again, &first));
     fences = world_orders(w, MST_ORDER_FENCE, "web01");
-    world_run(w, 120000);
+    ck_assert(world_until(w, 120000, fences_again, NULL));
+    if (_i == 1)
+        world_restart(w);
+    world_run(w, 20000);
     ck_assert_uint_gt(world_orders(w, MST_ORDER_FENCE, "web01"), fences);
     w->nodes[0].orders_wait = false;
     ck_assert(world_until(w, 60000, recovery_closed, NULL));
@@ -1299,7 +1314,7 @@ int main(void)
 
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, a_node_seen_again_while_its_keeper_is_told_to_fence_is_no_false_alarm);
-    tcase_add_test(tcase, a_start_that_fails_on_the_node_itself_is_no_false_alarm);
+    tcase_add_loop_test(tcase, a_start_that_fails_on_the_node_itself_is_no_false_alarm, 0, 2);
     tcase_add_test(tcase, a_false_alarm_leaves_held_what_the_recovery_holds);
     tcase_add_test(tcase, power_is_left_alone_while_the_proof_of_the_keeper_waits_for_the_store);
     tcase_add_test(tcase, nobody_is_told_to_stop_while_the_decision_that_it_runs_on_is_under_way);

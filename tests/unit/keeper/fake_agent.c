@@ -5,6 +5,7 @@
  *     agent=late-spawn  spawns once RUN-DIR/spawn-now is there
  *     agent=refuse      answers the order with an error at the end   agent=silent     never answers the order
  *     agent=stands      says that the VM is paused, and never answers
+ *     agent=first       asks for no shadow and no delta               agent=rest      asks for them when its QEMU is there
  * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N. Files in
  * RUN-DIR tell it more: `standby`, it says how QEMUs are started that are to wait; `standby-other`, in other words than it starts them with later;
  * `standby-none`, that it cannot; `memory-twice`, the memory of the next start is dropped and asked for once more before it is used. None (checkpoints) while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
@@ -135,22 +136,24 @@ static uint8_t *map_ram(const Mainstay__Areas *areas)
 
 /* --- steps of a start; ids of requests tell which VM and which step --- */
 
-enum step { STEP_AREAS = 1, STEP_PULL, STEP_SPAWN, STEP_PUT, STEP_MARK };
+enum step { STEP_AREAS = 1, STEP_PULL, STEP_SPAWN, STEP_PUT, STEP_MARK, STEP_REST };
 
 static uint64_t id_of(const struct vm *vm, enum step step)
 {
     return (uint64_t)(vm - vms) * 10 + 1000 + step;
 }
 
-static void areas_ask(struct vm *vm)
+static void areas_ask(struct vm *vm, Mainstay__AreasPart part, enum step step)
 {
     Mainstay__AreasCreate body = MAINSTAY__AREAS_CREATE__INIT;
     ENVELOPE(env, AREAS_CREATE, areas_create, &body);
 
     body.definition = vm->definition;
     body.epoch = vm->epoch;
+    body.has_part = part != MAINSTAY__AREAS_PART__AREAS_ALL;
+    body.part = part;
     env.has_id = 1;
-    env.id = id_of(vm, STEP_AREAS);
+    env.id = id_of(vm, step);
     send_env(&env);
 }
 
@@ -357,13 +360,19 @@ static void areas_drop_ask(struct vm *vm)
     send_env(&env);
 }
 
+static void rest_map(struct vm *vm, const Mainstay__Areas *areas)
+{
+    vm->map.shadow = areas->shadow ? map_file(areas->shadow, NULL) : NULL;
+    vm->map.delta = areas->delta ? map_file(areas->delta, NULL) : NULL;
+}
+
 static void areas_made(struct vm *vm, const Mainstay__Areas *areas)
 {
     char marker[PATH_MAX + 16];
 
     if (is_told("memory-twice", true)) {
         areas_drop_ask(vm);
-        areas_ask(vm);
+        areas_ask(vm, MAINSTAY__AREAS_PART__AREAS_ALL, STEP_AREAS);
         return;
     }
     if (wants(vm, "agent=die")) {
@@ -382,8 +391,7 @@ static void areas_made(struct vm *vm, const Mainstay__Areas *areas)
                                     .record = status->vms[areas->slot].save};
     vm->map.ram = map_ram(areas);
     vm->map.save = map_file(areas->save, NULL);
-    vm->map.shadow = areas->shadow ? map_file(areas->shadow, NULL) : NULL;
-    vm->map.delta = areas->delta ? map_file(areas->delta, NULL) : NULL;
+    rest_map(vm, areas);
     if (vm->has_source) {
         pull_ask(vm);
         return;
@@ -414,6 +422,10 @@ static void spawned(struct vm *vm)
 {
     if (wants(vm, "qemu=exit"))
         return; /* VmExited answers */
+    if (wants(vm, "agent=rest") && !vm->map.shadow) {
+        areas_ask(vm, MAINSTAY__AREAS_PART__AREAS_REST, STEP_REST);
+        return;
+    }
     checkpoints(vm);
     if (wants(vm, "agent=refuse")) {
         done(vm->order, EIO, "told to refuse", NULL, NULL);
@@ -458,7 +470,10 @@ static void start(const mst_envelope *env)
         snprintf(vm->source_node, sizeof(vm->source_node), "%s", order->source->node);
         vm->source.node = vm->source_node;
     }
-    areas_ask(vm);
+    areas_ask(vm,
+              wants(vm, "agent=first") || wants(vm, "agent=rest") ? MAINSTAY__AREAS_PART__AREAS_FIRST
+                                                                  : MAINSTAY__AREAS_PART__AREAS_ALL,
+              STEP_AREAS);
 }
 
 static void save(const mst_envelope *env)
@@ -499,7 +514,12 @@ static void answered(const mst_envelope *env)
 
     if (env->reply_to < 1000 || !vm->used)
         return;
-    if (env->body_case == MAINSTAY__ENVELOPE__BODY_AREAS_CREATED) {
+    if (env->body_case == MAINSTAY__ENVELOPE__BODY_AREAS_CREATED && env->reply_to == id_of(vm, STEP_REST)) {
+        rest_map(vm, env->areas_created->areas);
+        if (!vm->map.shadow || !vm->map.delta)
+            fatal("no shadow, no delta");
+        spawned(vm);
+    } else if (env->body_case == MAINSTAY__ENVELOPE__BODY_AREAS_CREATED) {
         areas_made(vm, env->areas_created->areas);
     } else if (env->body_case == MAINSTAY__ENVELOPE__BODY_PULLED) {
         pulled(vm, env->pulled);

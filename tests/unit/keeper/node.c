@@ -831,6 +831,34 @@ START_TEST(a_disk_in_main_storage_goes_where_the_memory_goes)
 }
 END_TEST
 
+/* _i 0: it is not made at all, and what is saved is the RAM itself; 1: it is made behind the start. */
+START_TEST(a_vm_runs_before_its_shadow_is_made_and_its_save_outlives_the_keeper)
+{
+    Mainstay__SaveSource source;
+    const Mainstay__Done *done;
+    struct mst_vm_slot info;
+
+    both_up();
+    ck_done_ok(rig_start(1, "web01", 5, LOCAL, _i ? "agent=rest" : "agent=first", NULL));
+    ck_assert_int_ge(rig_slot(1, "web01", 5, &info), 0);
+    ck_assert_uint_eq(info.ram_bytes, 4u << 20);
+    ck_assert_uint_eq(info.shadow_bytes, _i ? 4u << 20 : 0);
+    ck_assert_int_eq(info.delta_bytes != 0, _i);
+    ck_assert_int_eq(rig_file_there(1, "web01.e5.shadow"), _i);
+    ck_assert_uint_ge(rig_memory_used(1), 8u << 20); /* taken for both, whether they are made or not */
+    rig_keeper_signal(1, SIGKILL);
+    rig_keeper_wait(1, 5000);
+    rig_keeper_start(1);
+    ck_done_ok(rig_fence(1, "web01", 5));
+    source = source_of(1, 5);
+    done = rig_start(2, "web01", 6, LOCAL, "x", &source);
+    ck_done_ok(done);
+    ck_assert_int_eq(done->start->method, _i ? MAINSTAY__METHOD__METHOD_PULLED_SHADOW : MAINSTAY__METHOD__METHOD_PULLED_LIVE);
+    ck_done_ok(rig_forget(1, "web01", 5));
+    ck_assert_uint_eq(rig_memory_used(1), 0);
+}
+END_TEST
+
 START_TEST(a_save_is_resumed_in_place_from_the_older_epoch)
 {
     Mainstay__SaveSource source;
@@ -1044,6 +1072,7 @@ static void add_tests(TCase *tc)
     tcase_add_loop_test(tc, a_peer_that_goes_while_memory_is_registered_for_it_leaves_nothing_behind, 0, 4);
     tcase_add_test(tc, what_was_pulled_is_the_memory_of_the_save);
     tcase_add_loop_test(tc, a_disk_in_main_storage_goes_where_the_memory_goes, 0, 2);
+    tcase_add_loop_test(tc, a_vm_runs_before_its_shadow_is_made_and_its_save_outlives_the_keeper, 0, 2);
     tcase_add_test(tc, a_save_is_resumed_in_place_from_the_older_epoch);
     tcase_add_loop_test(tc, a_damaged_save_is_never_resumed, 0, 4);
     tcase_add_test(tc, a_torn_shadow_page_under_the_delta_does_not_matter);

@@ -162,13 +162,46 @@ static bool stage_dead(struct mst_core *core, struct proof *proof)
     return true;
 }
 
+/* A node's recovery that has nothing of its own while other recoveries have all that is granted there, perhaps not ready to fence it yet (a drain
+ * that still saves). Closed, it would be opened again at once, for as long as the node is lost. */
+static bool lost_for_others(const struct mst_core *core, const struct rec *rec)
+{
+    int own = node_find_id(core, rec->d.node_id);
+    bool any = false;
+
+    if (rec->d.scope != MST_SCOPE_NODE || own < 0 || core->nodes[own].instance != rec->d.instance)
+        return false;
+    for (unsigned i = 0; i < rec->vms_count; i++) {
+        if (rec->vms[i].d.outcome == MST_OUT_PENDING)
+            return false;
+    }
+    for (unsigned i = 0; i < core->vms_end; i++) {
+        const struct vm *vm = &core->vms[i];
+
+        if (!vm->used || vm->d.node_id != rec->d.node_id || staged_vm(core, (int)i)->fenced)
+            continue;
+        if (vm->rec < 0) /* the next recovery of the node has it */
+            return false;
+        any = true;
+    }
+    return any;
+}
+
+/* A node's recovery also proves it dead for VMs that other recoveries have: it stays until none of them waits. */
+static bool others_wait(const struct mst_core *core, const struct rec *rec)
+{
+    int own = rec->d.scope == MST_SCOPE_NODE ? node_find_id(core, rec->d.node_id) : -1;
+
+    return own >= 0 && (fence_needed(core, (unsigned)own) || lost_for_others(core, rec));
+}
+
 /* What a proof makes possible goes into the same transaction: one wait for the disk less while VMs stand still. */
 static void stage_moves(struct mst_core *core)
 {
     for (unsigned i = 0; i < core->recs_end && core->txn.count + MST_VMS_PER_NODE + 8 < MST_TXN_ROWS; i++) {
         struct rec *rec = &core->recs[i];
 
-        if (rec->used && rec->d.state == MST_REC_FENCING && rec->d.scope != MST_SCOPE_STOP)
+        if (rec->used && rec->d.state == MST_REC_FENCING && rec->d.scope != MST_SCOPE_STOP && !others_wait(core, rec))
             (void)rec_fenced(core, rec);
     }
 }
@@ -709,31 +742,6 @@ static bool stop_done(struct mst_core *core, struct rec *rec)
     return true;
 }
 
-/* A node's recovery that has nothing of its own while other recoveries have all that is granted there, perhaps not ready to fence it yet (a drain
- * that still saves). Closed, it would be opened again at once, for as long as the node is lost. */
-static bool lost_for_others(const struct mst_core *core, const struct rec *rec)
-{
-    int own = node_find_id(core, rec->d.node_id);
-    bool any = false;
-
-    if (rec->d.scope != MST_SCOPE_NODE || own < 0 || core->nodes[own].instance != rec->d.instance)
-        return false;
-    for (unsigned i = 0; i < rec->vms_count; i++) {
-        if (rec->vms[i].d.outcome == MST_OUT_PENDING)
-            return false;
-    }
-    for (unsigned i = 0; i < core->vms_end; i++) {
-        const struct vm *vm = &core->vms[i];
-
-        if (!vm->used || vm->d.fenced || vm->d.node_id != rec->d.node_id)
-            continue;
-        if (vm->rec < 0) /* the next recovery of the node has it */
-            return false;
-        any = true;
-    }
-    return any;
-}
-
 /* The node of a node's recovery that has nothing there itself, while others have: its index, or -1. */
 static int for_others_at(const struct mst_core *core, const struct rec *rec)
 {
@@ -747,17 +755,13 @@ static int for_others_at(const struct mst_core *core, const struct rec *rec)
 
 bool rec_fence_step(struct mst_core *core, struct rec *rec)
 {
-    int own = node_find_id(core, rec->d.node_id);
-
     if (txn_free(core)) {
         if (rec->d.scope == MST_SCOPE_STOP && stop_done(core, rec))
             return true;
         if (rec->d.scope != MST_SCOPE_STOP) {
             if (false_alarm(core, rec))
                 return true;
-            /* A node's recovery also proves it dead for VMs that other recoveries have: it stays until none of them waits. */
-            if (rec->d.scope != MST_SCOPE_NODE || own < 0 ||
-                (!fence_needed(core, (unsigned)own) && !lost_for_others(core, rec))) {
+            if (!others_wait(core, rec)) {
                 txn_begin(core);
                 if (rec_fenced(core, rec)) {
                     txn_submit(core, "recovery=%" PRIu64 " is fenced", rec->d.id);

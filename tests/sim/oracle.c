@@ -155,6 +155,7 @@ void oracle_keeper_up(struct sim_host *host, uint64_t instance)
 
 void oracle_keeper_down(struct sim_host *host)
 {
+    oracle_mirror_keeper_down(host);
     O.keeper_instance[host->index] = 0;
     O.keeper_life[host->index] = 0;
 }

@@ -1257,6 +1257,47 @@ START_TEST(a_node_that_never_answers_for_a_vm_of_another_recovery_loses_its_powe
 }
 END_TEST
 
+static const struct mst_recovery_row *recovery_of_node(const struct world *w, uint32_t id)
+{
+    const struct mst_recovery_row *found = NULL;
+
+    for (unsigned i = 0; i < w->rows_count; i++) {
+        const struct mst_recovery_row *row = &w->rows[i].recovery;
+
+        if (w->rows[i].kind == MST_ROW_RECOVERY && row->scope == MST_SCOPE_NODE && row->node_id == id &&
+            (!found || row->id > found->id))
+            found = row;
+    }
+    return found;
+}
+
+/* Its power is being cut because of it: closed, nothing durable would say why, and it would be opened again at once. */
+START_TEST(a_recovery_of_a_node_stays_for_vms_of_others_when_another_node_proves_something)
+{
+    struct world *w = protected_vm(3);
+    struct mst_definition db = world_def("db01", 64, true);
+
+    world_define(w, &db);
+    world_start_vm(w, "db01", "n2");
+    w->nodes[0].no_fence_answer = true;
+    world_report(w, MST_FAULT_VM_SILENT, 0, "web01");
+    world_run(w, 1000);
+    w->nodes[0].reads_fail = 1;
+    w->fence_takes_ms = 20000;
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    ck_assert_int_eq(recovery_of_node(w, 1)->state, MST_REC_FENCING);
+    world_vm_die(w, 1, "db01");
+    world_report(w, MST_FAULT_VM_EXITED, 1, "db01");
+    ck_assert(world_until(w, 10000, runs_somewhere, "db01")); /* its keeper has proved that it ended */
+    ck_assert_int_eq(recovery_of_node(w, 1)->state, MST_REC_FENCING);
+    ck_assert(world_until(w, 40000, runs_somewhere, "web01"));
+    ck_assert_int_ne(world_where(w, "web01"), 0);
+    world_run(w, 1000);
+    ck_assert_int_eq(recovery_of_node(w, 1)->state, MST_REC_DONE);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(power_is_left_alone_while_the_proof_of_the_keeper_waits_for_the_store)
 {
     struct world *w = protected_vm(2);
@@ -1316,6 +1357,7 @@ int main(void)
     tcase_add_test(tcase, a_node_seen_again_while_its_keeper_is_told_to_fence_is_no_false_alarm);
     tcase_add_loop_test(tcase, a_start_that_fails_on_the_node_itself_is_no_false_alarm, 0, 2);
     tcase_add_test(tcase, a_false_alarm_leaves_held_what_the_recovery_holds);
+    tcase_add_test(tcase, a_recovery_of_a_node_stays_for_vms_of_others_when_another_node_proves_something);
     tcase_add_test(tcase, power_is_left_alone_while_the_proof_of_the_keeper_waits_for_the_store);
     tcase_add_test(tcase, nobody_is_told_to_stop_while_the_decision_that_it_runs_on_is_under_way);
     tcase_add_test(tcase, a_vm_that_counts_as_running_but_is_fenced_goes_on_from_its_newest_save);

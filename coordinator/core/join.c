@@ -336,6 +336,25 @@ static void stage_return(struct mst_core *core, unsigned index, uint64_t instanc
     }
 }
 
+/* Proved dead by what ends its VMs and not always its keeper (a lease that ran out, the operator's word), it is back. Once nothing runs there
+ * it is a node as any other: until then it gets neither a lease nor a VM. */
+static bool lives_on(struct mst_core *core, unsigned index)
+{
+    struct node *node = &core->nodes[index];
+
+    if (node->d.fenced_instance != node->instance || proof_waits(core, index))
+        return false;
+    for (unsigned i = 0; i < node->held_count; i++) {
+        if (runs(node->held[i].s.run_state))
+            return false;
+    }
+    txn_begin(core);
+    txn_node(core, index)->fenced_instance = 0;
+    txn_submit(core, "node=%s instance=%016" PRIx64 " runs nothing of what it was proved dead for: it is used again",
+               node->conf.name, node->instance);
+    return true;
+}
+
 bool join_step(struct mst_core *core, unsigned index)
 {
     struct node *node = &core->nodes[index];
@@ -353,7 +372,7 @@ bool join_step(struct mst_core *core, unsigned index)
     if (lost && !rec_room(core)) /* proved dead without a recovery, they would be forgotten */
         lost = proof = false;
     if (!changed && !proof && !lost)
-        return adopt_newer(core, index);
+        return adopt_newer(core, index) || lives_on(core, index);
     txn_begin(core);
     if (changed) {
         struct mst_node_row *row = txn_node(core, index);

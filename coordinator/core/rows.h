@@ -144,7 +144,7 @@ struct mst_node_row {
     uint8_t host_boot_id[16];
     bool drained;
     bool failing;
-    uint64_t fenced_instance; /* instance proved dead by power or operator, 0: none */
+    uint64_t fenced_instance; /* instance proved dead by power, watchdog or operator; 0: none, or it is back and runs nothing */
     char text[MST_TEXT_BYTES];
 };
 

@@ -230,6 +230,8 @@ bool node_usable(const struct mst_core *core, unsigned index, const char **ret_w
         why = "has not been read yet";
     else if (!node_alive(core, index))
         why = "does not beat";
+    else if (node->d.fenced_instance == node->instance)
+        why = "was proved dead, and may still run what it ran";
     else if (node->d.failing)
         why = "is failing";
     else if (node->d.drained && !MST_MUTANT(30))

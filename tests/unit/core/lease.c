@@ -284,6 +284,40 @@ START_TEST(a_node_that_gets_its_vms_back_is_renewed_before_they_run)
 }
 END_TEST
 
+/* Its keeper stopped them in time, so that its watchdog had nothing to end: the same keeper instance comes back. */
+START_TEST(a_node_whose_lease_proved_it_dead_is_used_again_once_it_is_back_and_runs_nothing)
+{
+    struct world *w = vm_on_n1(WATCHDOG_MS, false);
+    struct mst_definition def = world_def("web02", 16, false);
+    unsigned before;
+
+    def.allowed[def.allowed_count++] = 1;
+    world_define(w, &def);
+    world_cut(w, 0, true);
+    world_run(w, LEASE_MS);
+    w->nodes[0].watchdog_ms = 0; /* the world's would reset it */
+    world_vm_die(w, 0, "web01");
+    ck_assert(world_until(w, 120000, elsewhere, NULL));
+    ck_assert_msg(strstr(world_recovery(w)->proof, "watchdog"), "%s", world_recovery(w)->proof);
+    before = w->nodes[0].leases_asked;
+    if (_i) { /* something stands there still, and is told to stop: it does not answer */
+        world_slot(&w->nodes[0], "web01", 1)->run_state = MST_RUN_PAUSED;
+        w->nodes[0].no_fence_answer = true;
+        world_cut(w, 0, false);
+        world_run(w, 20000);
+        ck_assert_uint_eq(w->nodes[0].leases_asked, before);
+        ck_assert_int_eq(world_request(w, MST_REQ_START, "web02", NULL), -ENOSPC);
+        w->nodes[0].no_fence_answer = false;
+    }
+    world_cut(w, 0, false);
+    world_run(w, 10000);
+    ck_assert_uint_gt(w->nodes[0].leases_asked, before);
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "web02", NULL), 0);
+    ck_assert(world_until(w, 20000, runs_somewhere, "web02"));
+    world_free(w);
+}
+END_TEST
+
 START_TEST(renewals_that_may_have_gone_out_put_the_proof_off)
 {
     struct world *w = vm_on_n1(WATCHDOG_MS, false);
@@ -321,6 +355,7 @@ int main(void)
     tcase_add_loop_test(tc, power_comes_before_the_watchdog, 0, 2);
     tcase_add_test(tc, a_node_that_comes_back_in_time_is_a_false_alarm_and_renewed);
     tcase_add_test(tc, a_node_that_gets_its_vms_back_is_renewed_before_they_run);
+    tcase_add_loop_test(tc, a_node_whose_lease_proved_it_dead_is_used_again_once_it_is_back_and_runs_nothing, 0, 2);
     tcase_add_test(tc, renewals_that_may_have_gone_out_put_the_proof_off);
     suite_add_tcase(suite, tc);
     runner = srunner_create(suite);

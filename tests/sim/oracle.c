@@ -600,6 +600,12 @@ static void check_place(struct sim_coord *coord, const struct mst_txn *txn, cons
     }
 }
 
+/* It boots where it left memory behind, which is dropped for it alone. */
+static bool has_room_of_its_own(const struct mst_rvm_row *placed, const struct mst_vm_row *row)
+{
+    return placed->how == MST_HOW_BOOT && placed->from_node_id == row->node_id;
+}
+
 /* A VM that waits for room while a lower one of the same plan got a place that it could have had. */
 static void check_priority(struct sim_coord *coord, const struct mst_txn *txn)
 {
@@ -616,7 +622,7 @@ static void check_priority(struct sim_coord *coord, const struct mst_txn *txn)
             bool allowed = a->def.allowed_count == 0;
 
             if (!b || placed->recovery_id != held->recovery_id || placed->outcome != MST_OUT_PENDING || !row || row->fenced ||
-                placed->epoch_to != row->epoch || b->def.priority >= a->def.priority)
+                placed->epoch_to != row->epoch || b->def.priority >= a->def.priority || has_room_of_its_own(placed, row))
                 continue;
             for (uint32_t n = 0; n < a->def.allowed_count; n++)
                 allowed = allowed || a->def.allowed[n] == row->node_id;

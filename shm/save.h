@@ -45,6 +45,7 @@ int mst_save_writer_new(const struct mst_save_map *map, struct mst_save_writer *
 /* Shadow and delta, for a writer that was made without: map is the one it was made with, and they are in it now. What is published stays. Not while
  * another thread uses the writer. -EINVAL another map, or it has them; -ENOMEM: nothing has changed. */
 int mst_save_writer_rest(struct mst_save_writer *writer, const struct mst_save_map *map);
+bool mst_save_is_whole(const struct mst_save_writer *writer); /* it has shadow and delta */
 /* Takes up after the agent was restarted: reads the published record and applies a committed delta that was not settled. 0: continues after seq;
  * look at mst_save_source: RAM means that the guest was left stopped inside a full checkpoint: call mst_save_shadow_from_ram (or mst_save_withdraw
  * for protect none) before it continues. NONE: seq goes on, the next checkpoint is full. -ENODATA no record at all; -EBADMSG record, tables or

@@ -215,6 +215,11 @@ void mst_save_writer_free(struct mst_save_writer *writer)
     free(writer);
 }
 
+bool mst_save_is_whole(const struct mst_save_writer *writer)
+{
+    return writer->map.delta != NULL;
+}
+
 uint64_t mst_save_seq(const struct mst_save_writer *writer)
 {
     return writer->record.seq;

@@ -31,6 +31,7 @@ struct proof *proof_queue(struct mst_core *core, enum mst_proof_kind kind, unsig
         proof->kind = kind;
         proof->node = node;
         proof->instance = instance;
+        power_cancel(core, node); /* once this is durable, nothing may be left that says why its power is cut */
         return proof;
     }
     return NULL; /* the order or the fence agent is asked again */
@@ -112,8 +113,10 @@ void power_cancel(struct mst_core *core, unsigned index)
 
     if (!node->fencing && !node->looking)
         return;
-    if (node->fencing) /* a look is no fence, and nobody was told of one */
+    if (node->fencing) { /* a look is no fence, and nobody was told of one */
         trace_node(core, MST_EV_FENCE_CANCELLED, index, node->fence_token, 0, "");
+        node->fence_off_ms = MAX_OF(core->now_ms, 1);
+    }
     node->fencing = node->looking = false;
     core->io.fence_cancel(core->io.impl, index, node->fence_token);
 }
@@ -190,9 +193,10 @@ static bool lost_for_others(const struct mst_core *core, const struct rec *rec)
 /* A node's recovery also proves it dead for VMs that other recoveries have: it stays until none of them waits. */
 static bool others_wait(const struct mst_core *core, const struct rec *rec)
 {
-    int own = rec->d.scope == MST_SCOPE_NODE ? node_find_id(core, rec->d.node_id) : -1;
+    int own = node_find_id(core, rec->d.node_id);
 
-    return own >= 0 && (fence_needed(core, (unsigned)own) || lost_for_others(core, rec));
+    return own >= 0 && rec_gives_up(core, rec, (unsigned)own) &&
+           (fence_needed(core, (unsigned)own) || lost_for_others(core, rec));
 }
 
 /* What a proof makes possible goes into the same transaction: one wait for the disk less while VMs stand still. */
@@ -330,8 +334,7 @@ static unsigned to_be_stopped(const struct mst_core *core, const struct rec *rec
     const struct node *node = &core->nodes[index];
     unsigned count = unfenced_there(core, rec, node, ret);
 
-    for (unsigned i = 0; i < core->recs_end && count == 0 && rec->d.scope == MST_SCOPE_NODE && rec->d.node_id == node->conf.id;
-         i++) {
+    for (unsigned i = 0; i < core->recs_end && count == 0 && rec_gives_up(core, rec, index); i++) {
         const struct rec *other = &core->recs[i];
 
         if (other->used && (other->d.state == MST_REC_COMMITTING || other->d.state == MST_REC_RESUMING))
@@ -745,10 +748,10 @@ static bool stop_done(struct mst_core *core, struct rec *rec)
 /* The node of a node's recovery that has nothing there itself, while others have: its index, or -1. */
 static int for_others_at(const struct mst_core *core, const struct rec *rec)
 {
-    int index = rec->d.scope == MST_SCOPE_NODE ? node_find_id(core, rec->d.node_id) : -1;
+    int index = node_find_id(core, rec->d.node_id);
     const struct vm *vms[MST_VMS_PER_NODE];
 
-    if (index < 0 || unfenced_there(core, rec, &core->nodes[index], vms) > 0)
+    if (index < 0 || !rec_gives_up(core, rec, (unsigned)index) || unfenced_there(core, rec, &core->nodes[index], vms) > 0)
         return -1;
     return to_be_stopped(core, rec, (unsigned)index, vms) > 0 ? index : -1;
 }

@@ -16,6 +16,7 @@
  *     recovery.c table of states, REPORTED to FENCING
  *     saves.c    which save is the newest, and whether it can be had
  *     mirror.c   mirrors of running VMs: chosen, seeded, made to count, left out
+ *     mirror_place.c  where a mirror goes, when it moves, which of two goes
  *     images.c   what mirrors left of a VM that was stopped: revoked, verified, forgotten
  *     resume.c   final reading, planning, committing, resuming
  *     request.c  the operator
@@ -366,7 +367,9 @@ bool agent_runs(const struct mst_core *core,
 bool node_usable(const struct mst_core *core, unsigned index, const char **ret_why);
 bool node_has_open(const struct mst_core *core, uint32_t node_id, unsigned scopes); /* scopes: bits of enum mst_scope */
 int node_open(const struct mst_core *core, uint32_t node_id, unsigned scopes);      /* newest such recovery, -1 */
-int node_lost(const struct mst_core *core, unsigned index); /* open recovery of the node's newest instance as a whole, -1 */
+/* Takes the node's newest keeper instance for lost as a whole, and has no proof yet. Once it has, that instance may be well again, and be lost anew. */
+bool rec_gives_up(const struct mst_core *core, const struct rec *rec, unsigned index);
+int node_lost(const struct mst_core *core, unsigned index); /* such a recovery, -1 */
 bool rec_room(const struct mst_core *core);
 uint64_t nodes_flapping(const struct mst_core *core); /* bits: a link that flaps is up whenever one looks */
 void plan_nodes_fill(const struct mst_core *core, struct mst_plan_node nodes[static MST_NODES_MAX]);
@@ -525,6 +528,17 @@ void mirror_answered(struct mst_core *core, const struct pending *order, const s
 unsigned mirrors_on(const struct mst_core *core, unsigned index); /* that count there, of running VMs */
 bool mirror_active(const struct mirror *mirror);                  /* memory of its node is in use for it, or will be */
 void mirrors_look(const struct mst_core *core, const struct vm *vm, struct mst_vm_look *ret);
+/* for mirror_place.c: a move that the table does not have aborts */
+void mirror_state_move(struct mst_core *core, struct vm *vm, struct mirror *mirror, enum mirror_state next, const char *why);
+void mirror_ask(struct mst_core *core, struct vm *vm, struct mirror *mirror,
+                unsigned source);                    /* the node that it was chosen for */
+bool mirror_row_counts(const struct mirror *mirror); /* the row of its place is about it, and says so */
+
+/* mirror_place.c */
+void mirror_choose(struct mst_core *core, struct vm *vm, struct mirror *place, unsigned source); /* it has none */
+void mirror_replace(struct mst_core *core, struct vm *vm, struct mirror *place,
+                    unsigned source);                      /* its only one, if there is reason; place NULL: no room */
+void mirrors_retire(struct mst_core *core, struct vm *vm); /* one more is sure than is wanted */
 
 /* images.c */
 uint64_t images_epoch(const struct vm *vm);         /* newest under which anybody counted, 0: nobody ever did */

@@ -117,7 +117,6 @@ static void call_fence_off(struct mst_core *core, unsigned index)
     if (!node->fencing)
         return;
     power_cancel(core, index);
-    node->fence_off_ms = MAX_OF(core->now_ms, 1);
     core_log(core, MST_LOG_NOTICE, "node=%s has come back: its fencing is called off", node->conf.name);
 }
 
@@ -345,7 +344,12 @@ static bool lives_on(struct mst_core *core, unsigned index)
     if (node->d.fenced_instance != node->instance || proof_waits(core, index))
         return false;
     for (unsigned i = 0; i < node->held_count; i++) {
-        if (runs(node->held[i].s.run_state))
+        const struct mst_slot *s = &node->held[i].s;
+        int vm = vm_find(core, s->vm);
+
+        /* One that is not defined is left alone (sweep_one), and one that was taken over since is meant to run here (adopt_newer). */
+        if (vm >= 0 && runs(s->run_state) &&
+            (core->vms[vm].d.node_id != node->conf.id || core->vms[vm].d.epoch != s->epoch || core->vms[vm].d.fenced))
             return false;
     }
     txn_begin(core);
@@ -574,6 +578,7 @@ static void sweep_one(struct mst_core *core, unsigned index, struct held *held)
     int found = vm_find(core, held->s.vm);
     const struct vm *vm = found >= 0 ? &core->vms[found] : NULL;
     bool stale = vm && (held->s.epoch < vm->d.epoch || (held->s.epoch == vm->d.epoch && vm->d.node_id != node->conf.id));
+    bool back = node->d.fenced_instance == node->instance; /* what it was proved dead for, it may still run */
 
     if (held->sweep_ms != 0 && core->now_ms - held->sweep_ms < FORGET_RETRY_MS)
         return;
@@ -585,7 +590,7 @@ static void sweep_one(struct mst_core *core, unsigned index, struct held *held)
         held->told = true;
         return;
     }
-    if (vm && runs(held->s.run_state) && (stale || (vm->d.fenced && vm->rec < 0))) {
+    if (vm && runs(held->s.run_state) && (stale || (vm->d.fenced && (vm->rec < 0 || back)))) {
         order.type = MST_ORDER_FENCE;
         order.fence_count = 1;
         memcpy(order.fence[0].vm, held->s.vm, sizeof(order.fence[0].vm));

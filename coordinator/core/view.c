@@ -266,13 +266,24 @@ bool node_has_open(const struct mst_core *core, uint32_t node_id, unsigned scope
     return node_open(core, node_id, scopes) >= 0;
 }
 
+bool rec_gives_up(const struct mst_core *core, const struct rec *rec, unsigned index)
+{
+    const struct node *node = &core->nodes[index];
+
+    if (!rec->used || rec->d.scope != MST_SCOPE_NODE || rec->d.node_id != node->conf.id || rec->d.instance != node->instance ||
+        rec->d.state > MST_REC_FENCING)
+        return false;
+    for (unsigned i = 0; i < rec->vms_count; i++) {
+        if (rec->vms[i].d.epoch_to != 0) /* back in FENCING for what it has started since */
+            return false;
+    }
+    return true;
+}
+
 int node_lost(const struct mst_core *core, unsigned index)
 {
     for (unsigned i = 0; i < core->recs_end; i++) {
-        const struct rec *rec = &core->recs[i];
-
-        if (rec->used && rec_open(rec) && rec->d.scope == MST_SCOPE_NODE && rec->d.node_id == core->nodes[index].conf.id &&
-            rec->d.instance == core->nodes[index].instance)
+        if (rec_gives_up(core, &core->recs[i], index))
             return (int)i;
     }
     return -1;
@@ -304,7 +315,8 @@ static void plan_node_fill(const struct mst_core *core, unsigned index, struct m
     ret->id = node->conf.id;
     ret->name = node->conf.name;
     ret->usable = node_usable(core, index, &ret->why_not);
-    ret->last_resort = !ret->usable && node_alive(core, index) && !node->fencing && !proof_waits(core, index) && node->agent_up;
+    ret->last_resort = !ret->usable && node_alive(core, index) && !node->fencing && !proof_waits(core, index) && node->agent_up &&
+                       node->d.fenced_instance != node->instance;
     ret->rack = node_rack(node);
     ret->memory_bytes = node->memory_mib * MIB;
     ret->used_bytes = node_used_bytes(core, index);

@@ -58,12 +58,12 @@ bool mst_vm_rest(struct mst_vm *vm)
     struct mst_why why = {""};
     int r;
 
-    if (vm->map->map.shadow)
+    if (vm->map->map.shadow && mst_save_is_whole(vm->writer))
         return true;
-    if (!vm->areas_named->shadow) {
+    if (!vm->map->map.shadow && !vm->areas_named->shadow) {
         r = ask(vm);
     } else {
-        r = mst_vmmap_rest(&vm->agent->status, vm->areas_named, vm->definition, vm->map, &why);
+        r = vm->map->map.shadow ? 0 : mst_vmmap_rest(&vm->agent->status, vm->areas_named, vm->definition, vm->map, &why);
         if (r == 0)
             r = mst_save_writer_rest(vm->writer, &vm->map->map);
         if (r == 0)

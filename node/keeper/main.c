@@ -90,8 +90,10 @@ static int run(struct mst_keeper *k, struct mst_why *why)
     int r;
 
     r = mst_keeper_parts_open(k, why);
-    if (r < 0)
-        return r; /* the process ends: what is open goes with it */
+    if (r < 0) {
+        mst_tenure_free(k); /* an armed watchdog would stay, and reset the machine */
+        return r;           /* the process ends: what is open goes with it */
+    }
     k->loop->data = &stop;
     uv_signal_init(k->loop, &stop.term);
     uv_signal_init(k->loop, &stop.interrupt);

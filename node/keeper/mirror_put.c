@@ -342,8 +342,8 @@ void mst_mirror_go(struct mst_mirror *m)
     if (!m->ready || m->job != MIRROR_IDLE)
         return;
     writes_post(m);
-    if (m->blocked || m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED)
-        return; /* until something completes, or is given back */
+    if (!m->vm || m->blocked || m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED)
+        return; /* its VM was stopped, as its lease is over; or until something completes, or is given back */
     seeding = m->begun && !m->committed;
     if (m->pending && !m->committing)
         start(m, MIRROR_PUT);

@@ -1,5 +1,6 @@
 #include "node/keeper/spawn.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -8,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -107,6 +109,26 @@ int mst_reap(pid_t pid, int *ret_status)
         got = waitpid(pid, ret_status, WNOHANG);
     } while (got < 0 && errno == EINTR);
     return got < 0 ? -errno : got == pid;
+}
+
+int mst_pid_has_open(pid_t pid, const char *path)
+{
+    struct stat wanted, at;
+    struct dirent *entry;
+    char folder[40];
+    DIR *dir;
+    int found = 0;
+
+    snprintf(folder, sizeof(folder), "/proc/%ld/fd", (long)pid);
+    if (stat(path, &wanted) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    dir = opendir(folder);
+    if (!dir)
+        return errno == ENOENT ? 0 : -errno;
+    while (!found && (entry = readdir(dir)))
+        found = fstatat(dirfd(dir), entry->d_name, &at, 0) == 0 && at.st_dev == wanted.st_dev && at.st_ino == wanted.st_ino;
+    closedir(dir);
+    return found;
 }
 
 const char *mst_status_text(int wait_status, char *buf, size_t size)

@@ -25,6 +25,8 @@ int mst_spawn(const struct mst_spawn *spawn, pid_t *ret_pid, int *ret_pidfd, str
 int mst_pidfd_kill(int pidfd);
 /* Reaps an ended child. 1 and its wait status, 0 still running, -ECHILD. */
 int mst_reap(pid_t pid, int *ret_status);
+/* Whether it has that very file open: 1, 0 no, or not any more; -errno. */
+int mst_pid_has_open(pid_t pid, const char *path);
 /* "exit status 1", "signal 9 (Killed)" into buf; returns buf. */
 const char *mst_status_text(int wait_status, char *buf, size_t size);
 

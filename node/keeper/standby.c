@@ -166,11 +166,24 @@ static bool is_there(const struct mst_vm *image)
     return mst_vm_path(image, MST_STANDBY_PREFIX MST_QMP_SPARE_SOCK, path, sizeof(path)) == 0 && access(path, F_OK) == 0;
 }
 
-/* The VM has no grant here, and nothing of it is being killed; nor is everything, once and for all. */
+/* The slot of an image of that VM with a process, whether that still waits or is being ended; also of a slot that is being dropped. */
+static struct mst_vm *waits_for(const struct mst_vm *vm)
+{
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
+        struct mst_vm *image = &vm->keeper->vms[i];
+
+        if (image->used && image->image && image->proc && strcmp(image->name, vm->name) == 0)
+            return image;
+    }
+    return NULL;
+}
+
+/* The VM has no grant here, nothing of it is being killed, and nothing waits for it yet, as beside the image of an epoch before: their monitors have the
+ * same names, and a kill means all there is of the VM. Nor is everything being ended. */
 static bool may_wait(const struct mst_vm *image)
 {
-    return mst_images_mirroring(image) && !image->keeper->stopping && mst_guard_granted(image->keeper->guard, image->name) == 0 &&
-           !mst_proc_killing(image->keeper, image->name);
+    return mst_images_mirroring(image) && !image->keeper->stopping && !waits_for(image) &&
+           mst_guard_granted(image->keeper->guard, image->name) == 0 && !mst_proc_killing(image->keeper, image->name);
 }
 
 static void look(struct mst_vm *image)
@@ -305,16 +318,19 @@ int mst_standby_spawn(struct mst_keeper *k, const mst_envelope *env, struct mst_
 
 /* --- it is used --- */
 
-/* The slot of an image of vm with a process, whether that still waits or is being ended; also of a slot that is being dropped. */
-static struct mst_vm *waits_for(const struct mst_vm *vm)
+/* It opens its memory by name, and makes what it does not find: a name must not go before. From then on it is at the file, whatever that is called. */
+static bool has_its_memory(const struct mst_vm *image)
 {
-    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
-        struct mst_vm *image = &vm->keeper->vms[i];
+    const char *folder = image->keeper->conf->main_storage;
+    char path[PATH_MAX];
+    pid_t pid = mst_proc_pid(image);
 
-        if (image->used && image->image && image->proc && strcmp(image->name, vm->name) == 0)
-            return image;
-    }
-    return NULL;
+    if (MST_MUTANT(111))
+        return true;
+    if (mst_area_path(folder, &image->areas, MST_AREA_RAM, path, sizeof(path)) < 0 || mst_pid_has_open(pid, path) != 1)
+        return false;
+    return mst_disk_path(folder, &image->areas, path, sizeof(path)) == 0 &&
+           (access(path, F_OK) < 0 || mst_pid_has_open(pid, path) == 1);
 }
 
 void mst_standby_ram(struct mst_vm *vm)
@@ -326,6 +342,8 @@ void mst_standby_ram(struct mst_vm *vm)
         image->areas.area[MST_AREA_SHADOW].bytes != vm->areas.area[MST_AREA_RAM].bytes ||
         image->definition_bytes != vm->definition_bytes || memcmp(image->definition, vm->definition, vm->definition_bytes) != 0)
         return; /* mst_standby_use says so */
+    if (!has_its_memory(image))
+        return;
     r = mst_ram_hand_over(vm->keeper->conf->main_storage, &image->areas, &vm->areas);
     if (r == 0)
         image->standby->for_epoch = vm->epoch;
@@ -432,7 +450,7 @@ int mst_standby_use(struct mst_vm *vm, char **argv, size_t argc, pid_t *ret_pid,
     else if (image->standby->for_epoch == vm->epoch && !vm->areas.ram_there)
         unfit = "its memory was dropped, and the VM has another"; /* the name is the same, the file is not */
     else if (image->standby->for_epoch != vm->epoch)
-        unfit = vm->resumes ? "it is of another definition" : "the VM boots";
+        unfit = vm->resumes ? "it is of another definition, or had not opened its memory yet" : "the VM boots";
     else if (!argv_fits(image, vm, argv, argc))
         unfit = "it was started with another command line";
     if (!unfit && (r = take(image, vm, why)) < 0)

@@ -230,9 +230,8 @@ static void on_kill_timer(uv_timer_t *timer)
     }
     if (!kills->jobs)
         uv_timer_stop(timer);
-    /* Callbacks may ask for further kills: only now that the list is whole again. */
-    while ((job = ended)) {
-        ended = job->next;
+    /* Callbacks may start what was waited for: nothing of this round may be taken for its end. */
+    for (job = ended; job; job = job->next) {
         if (job->end_ms)
             MST_POINT("kill.proved");
         mst_event(&(struct mst_event){.kind = MST_EV_KILL_PROVED, .vm = job->vm, .err = job->end_ms ? 0 : -ETIMEDOUT});
@@ -240,6 +239,10 @@ static void on_kill_timer(uv_timer_t *timer)
             mst_guard_gone(kills->keeper->guard, job->vm);
         else
             log_error("vm=%s its processes did not end in %d ms: nothing is proved", job->vm, MST_KILL_DEADLINE_MS);
+    }
+    /* They may ask for further kills as well: only now that the list is whole again. */
+    while ((job = ended)) {
+        ended = job->next;
         if (job->done)
             job->done(job->arg, job->end_ms ? 0 : -ETIMEDOUT);
         free(job);

@@ -200,22 +200,20 @@ void oracle_qemu_new(struct sim_task *task)
 /* The QEMU that waited is the one of (vm, epoch) from here on. */
 void oracle_standby_used(const struct sim_host *host, const char *vm, uint64_t epoch)
 {
-    struct sim_task *used = NULL;
     char ram[120];
 
     oracle_counts.standbys++;
     snprintf(ram, sizeof(ram), "/%s.e%" PRIu64 ".ram", vm, epoch);
-    for (struct sim_task *task = host->tasks; task; task = task->next) { /* others wait beside images of other epochs */
-        if (task->alive && task->waits && strcmp(task->vm, vm) == 0 && task->ram && task->ram->named &&
-            strstr(task->ram->path, ram))
-            used = task;
+    for (struct sim_task *task = host->tasks; task; task = task->next) { /* never two: they share the names of their monitors */
+        if (!task->alive || !task->waits || strcmp(task->vm, vm) != 0)
+            continue;
+        if (!task->ram || !task->ram->named || !strstr(task->ram->path, ram))
+            oracle_breach("I6", "%s: %s epoch %" PRIu64 " gets a QEMU that has other memory", host->name, vm, epoch);
+        else if (!task->ram_open)
+            oracle_breach("I6", "%s: %s epoch %" PRIu64 " gets a QEMU that has not opened its memory yet", host->name, vm, epoch);
+        task->waits = false;
+        task->epoch = epoch;
     }
-    if (!used) {
-        oracle_breach("I6", "%s: %s epoch %" PRIu64 " gets a QEMU that has other memory", host->name, vm, epoch);
-        return;
-    }
-    used->waits = false;
-    used->epoch = epoch;
     oracle_lease_start(host, vm, epoch);
 }
 

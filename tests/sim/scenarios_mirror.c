@@ -308,6 +308,24 @@ static void scenario_88_a_qemu_that_waits_and_dies_costs_no_takeover(void)
     well();
 }
 
+/* It would make a file of that name for itself. */
+static void scenario_88_a_qemu_that_has_not_opened_its_memory_is_not_used(void)
+{
+    mirrored_stage_of(3, 2, 0, 300);
+    for (unsigned i = 0; i < W->conf.nodes; i++)
+        W->hosts[i].ram_opens_ms = 60000;
+    if (waiting())
+        sim_task_kill(waiting()); /* it has it open by now: the next one has not */
+    sim_run_ms(100);
+    EXPECT(until(one_waits, 40000), "no QEMU waits beside the image of vm0");
+    standbys_before = oracle_counts.standbys;
+    off(source);
+    until_recovered(30000);
+    resumed_from_a_save();
+    EXPECT(oracle_counts.standbys == standbys_before, "it got the QEMU that waits");
+    well();
+}
+
 /* Its memory is no save's: the QEMU that waits is ended before another one is started. */
 static void scenario_88_a_vm_that_boots_gets_no_qemu_that_waits(void)
 {
@@ -530,6 +548,7 @@ const struct scenario scenarios_mirror[] = {
     ROW(scenario_88_source_whose_keeper_alone_dies_clears_what_it_has_when_it_is_outlived),
     ROW(scenario_88_a_takeover_uses_the_qemu_that_waits),
     ROW(scenario_88_a_qemu_that_waits_and_dies_costs_no_takeover),
+    ROW(scenario_88_a_qemu_that_has_not_opened_its_memory_is_not_used),
     ROW(scenario_88_a_vm_that_boots_gets_no_qemu_that_waits),
     ROW(scenario_88_a_vm_that_is_stopped_leaves_no_qemu_that_waits),
     ROW(scenario_89_mirror_without_power_is_replaced_and_its_return_changes_nothing),

@@ -188,6 +188,18 @@ static void waits_no_more(void *arg)
         sim_task_kill(task);
 }
 
+static void opens_ram(void *arg)
+{
+    ((struct sim_task *)arg)->ram_open = true;
+}
+
+int mst_pid_has_open(pid_t pid, const char *path)
+{
+    const struct sim_task *task = sim_task_by_pid(pid);
+
+    return task && task->alive && task->ram_open && task->ram && task->ram == sim_file_find(sim_here(), path);
+}
+
 int mst_spawn(const struct mst_spawn *spawn, pid_t *ret_pid, int *ret_pidfd, struct mst_why *why)
 {
     struct sim_host *host = sim_here();
@@ -222,6 +234,9 @@ int mst_spawn(const struct mst_spawn *spawn, pid_t *ret_pid, int *ret_pidfd, str
             task->epoch = strtoull(strrchr(spawn->argv[2], '/') + strlen(task->vm) + 3, NULL, 10);
     }
     task->vm_index = sim_vm_index(task->vm);
+    if (task->waits)
+        sim_at(NULL, (host->ram_opens_ms ? host->ram_opens_ms : sim_between(5, sim_chance(100) ? 4000 : 60)) * SIM_MS, opens_ram,
+               task);
     if (task->waits && sim_chance(50))
         sim_at(NULL, sim_between(1, 20000) * SIM_MS, waits_no_more, task);
     oracle_qemu_new(task);

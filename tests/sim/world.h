@@ -54,8 +54,9 @@ struct sim_task { /* a child of a keeper: a QEMU, or the agent's pid */
     char vm[MST_NAME_BYTES];
     unsigned vm_index;
     uint64_t epoch;
-    bool waits;   /* beside an image: it is nobody's yet */
-    bool stopped; /* SIGSTOP */
+    bool waits;    /* beside an image: it is nobody's yet */
+    bool ram_open; /* so it has found its memory by name */
+    bool stopped;  /* SIGSTOP */
     enum sim_guest guest;
     struct sim_file *ram;
     uint64_t tick;      /* what the guest has counted to; every page says it */
@@ -105,7 +106,8 @@ struct sim_host {
     bool has_fence, fence_running;
     unsigned fence_coord;
     uint64_t fence_serial;
-    uint64_t reboot_ns; /* comes up by itself so long after its power went; 0: stays off */
+    uint64_t reboot_ns;    /* comes up by itself so long after its power went; 0: stays off */
+    uint64_t ram_opens_ms; /* a QEMU that waits takes so long until it opens its memory; 0: as it comes */
     /* faults that the agent and QEMU look at */
     int start_err, save_err;
     uint64_t spawn_ms;

@@ -318,6 +318,35 @@ START_TEST(a_node_whose_lease_proved_it_dead_is_used_again_once_it_is_back_and_r
 }
 END_TEST
 
+/* Back in FENCING for a start that failed elsewhere, its recovery says nothing of the node any more. */
+START_TEST(a_node_that_is_well_again_keeps_its_lease_while_its_recovery_fences_another)
+{
+    struct world *w = with_leases(LEASE_MS, 0, false);
+    struct mst_definition def = world_def("web01", 16, false);
+    enum mst_rec_state state = MST_REC_FENCING;
+    unsigned before;
+
+    def.on_node_fault = MST_ON_FAULT_RESTART;
+    def.allowed[def.allowed_count++] = 1;
+    def.allowed[def.allowed_count++] = 2;
+    world_define(w, &def);
+    world_start_vm(w, "web01", "n1");
+    w->nodes[0].reads_fail = 1; /* its keeper stops its VM, and says so */
+    w->nodes[1].start_err = -ETIMEDOUT;
+    w->nodes[1].no_fence_answer = true;
+    while (world_epoch(w, "web01") == 1)
+        world_run(w, 10);
+    w->nodes[0].reads_fail = 0;
+    ck_assert(world_until(w, 120000, recovery_is, &state));
+    world_run(w, 1000);
+    before = w->nodes[0].leases_asked;
+    world_run(w, 2 * LEASE_MS);
+    ck_assert(recovery_is(w, &state));
+    ck_assert_uint_ge(w->nodes[0].leases_asked - before, 7);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(renewals_that_may_have_gone_out_put_the_proof_off)
 {
     struct world *w = vm_on_n1(WATCHDOG_MS, false);
@@ -356,6 +385,7 @@ int main(void)
     tcase_add_test(tc, a_node_that_comes_back_in_time_is_a_false_alarm_and_renewed);
     tcase_add_test(tc, a_node_that_gets_its_vms_back_is_renewed_before_they_run);
     tcase_add_loop_test(tc, a_node_whose_lease_proved_it_dead_is_used_again_once_it_is_back_and_runs_nothing, 0, 2);
+    tcase_add_test(tc, a_node_that_is_well_again_keeps_its_lease_while_its_recovery_fences_another);
     tcase_add_test(tc, renewals_that_may_have_gone_out_put_the_proof_off);
     suite_add_tcase(suite, tc);
     runner = srunner_create(suite);

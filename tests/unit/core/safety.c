@@ -1298,6 +1298,121 @@ START_TEST(a_recovery_of_a_node_stays_for_vms_of_others_when_another_node_proves
 }
 END_TEST
 
+/* A recovery that has its proof, and is open still, speaks of what the node was then. */
+START_TEST(a_node_is_lost_anew_while_an_earlier_recovery_of_it_holds_a_vm)
+{
+    struct world *w = protected_vm(3);
+    struct mst_definition held = world_def("web02", 64, true);
+    struct mst_definition next = world_def("web03", 64, true);
+
+    held.on_node_fault = MST_ON_FAULT_HOLD;
+    world_define(w, &held);
+    world_define(w, &next);
+    world_start_vm(w, "web02", "n1");
+    w->nodes[0].reads_fail = 1; /* its link stays: its keeper stops its VMs and says so */
+    ck_assert(world_until(w, 60000, is_held, "web02"));
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    w->nodes[0].reads_fail = 0;
+    world_run(w, 5000);
+    world_start_vm(w, "web03", "n1");
+    world_checkpoint(w, "web03", 1);
+    world_run(w, 2000);
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    world_run(w, 20000);
+    ck_assert_int_gt(world_where(w, "web03"), 0);
+    ck_assert(is_held(w, "web02"));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_node_that_is_lost_while_its_own_recovery_starts_a_vm_there_is_fenced_anew)
+{
+    enum mst_rec_state state = MST_REC_COMMITTING;
+    struct world *w = protected_vm(2);
+
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    w->nodes[0].reads_fail = 1;
+    ck_assert(world_until(w, 60000, is_held, "web01")); /* nobody has room */
+    w->nodes[0].reads_fail = 0;
+    w->nodes[0].orders_wait = true;
+    ck_assert(world_until(w, 30000, recovery_is, &state)); /* back to where it was */
+    world_cut(w, 0, true);
+    world_run(w, 1000);
+    ck_assert_int_eq(world_request(w, MST_REQ_UNDRAIN, "n2", NULL), 0);
+    ck_assert(world_until(w, 120000, runs_somewhere, "web01"));
+    ck_assert_int_eq(world_where(w, "web01"), 1);
+    world_free(w);
+}
+END_TEST
+
+/* Said by mistake: it was cut off, and runs on. */
+static struct world *confirmed_by_mistake(bool elsewhere_full)
+{
+    struct world *w = protected_vm(2);
+
+    if (elsewhere_full)
+        ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    w->power = POWER_FAILS;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    ck_assert_int_eq(world_request(w, MST_REQ_CONFIRM_DEAD, "n1", NULL), 0);
+    return w;
+}
+
+START_TEST(a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery_waits)
+{
+    struct world *w = confirmed_by_mistake(true);
+
+    ck_assert(world_until(w, 30000, is_held, "web01"));
+    ck_assert_int_eq(world_where(w, "web01"), 0); /* it runs there all the same */
+    world_cut(w, 0, false);
+    world_run(w, 60000);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 2); /* stopped, and begun anew */
+    ck_assert_uint_gt(world_orders(w, MST_ORDER_FENCE, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(what_is_not_defined_any_more_does_not_keep_a_node_marked)
+{
+    struct world *w = confirmed_by_mistake(true);
+    struct mst_definition next = world_def("web02", 64, true);
+
+    next.allowed[next.allowed_count++] = 1;
+    world_define(w, &next);
+    ck_assert(world_until(w, 30000, is_held, "web01"));
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web01", NULL), 0);
+    ck_assert_int_eq(world_request(w, MST_REQ_UNDEFINE, "web01", NULL), 0);
+    world_cut(w, 0, false);
+    world_run(w, 40000); /* its fence was called off: its power might still have gone */
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "web02", NULL), 0);
+    ck_assert(world_until(w, 40000, runs_somewhere, "web02"));
+    world_free(w);
+}
+END_TEST
+
+/* With etcd its proof may be durable while whoever leads is still being asked about, before the power goes. */
+START_TEST(a_fence_is_called_off_as_soon_as_a_proof_is_on_its_way_to_the_store)
+{
+    struct world *w = protected_vm(2);
+
+    w->fence_takes_ms = 30000;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    ck_assert(w->fences[0].running);
+    world_vm_die(w, 0, "web01"); /* the operator is right */
+    w->store_hangs = true;
+    (void)world_ask(w, MST_REQ_CONFIRM_DEAD, "n1", NULL);
+    world_run(w, 100);
+    ck_assert(!w->fences[0].running);
+    w->store_hangs = false;
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    world_free(w);
+}
+END_TEST
+
 START_TEST(power_is_left_alone_while_the_proof_of_the_keeper_waits_for_the_store)
 {
     struct world *w = protected_vm(2);
@@ -1358,6 +1473,11 @@ int main(void)
     tcase_add_loop_test(tcase, a_start_that_fails_on_the_node_itself_is_no_false_alarm, 0, 2);
     tcase_add_test(tcase, a_false_alarm_leaves_held_what_the_recovery_holds);
     tcase_add_test(tcase, a_recovery_of_a_node_stays_for_vms_of_others_when_another_node_proves_something);
+    tcase_add_test(tcase, a_node_is_lost_anew_while_an_earlier_recovery_of_it_holds_a_vm);
+    tcase_add_test(tcase, a_node_that_is_lost_while_its_own_recovery_starts_a_vm_there_is_fenced_anew);
+    tcase_add_test(tcase, a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery_waits);
+    tcase_add_test(tcase, what_is_not_defined_any_more_does_not_keep_a_node_marked);
+    tcase_add_test(tcase, a_fence_is_called_off_as_soon_as_a_proof_is_on_its_way_to_the_store);
     tcase_add_test(tcase, power_is_left_alone_while_the_proof_of_the_keeper_waits_for_the_store);
     tcase_add_test(tcase, nobody_is_told_to_stop_while_the_decision_that_it_runs_on_is_under_way);
     tcase_add_test(tcase, a_vm_that_counts_as_running_but_is_fenced_goes_on_from_its_newest_save);

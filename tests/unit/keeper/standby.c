@@ -190,6 +190,63 @@ START_TEST(a_qemu_of_other_words_is_ended_before_one_is_started_over_the_same_me
 }
 END_TEST
 
+/* It would make a file of that name for itself, and the guest would go on in empty memory. */
+START_TEST(a_qemu_that_has_not_opened_its_memory_yet_is_not_used)
+{
+    char path[300];
+    long pid, used;
+    FILE *file;
+
+    keepers_start();
+    snprintf(path, sizeof(path), "%s/slow", rig->nodes[2].main_storage);
+    file = fopen(path, "w");
+    ck_assert_ptr_nonnull(file);
+    fclose(file);
+    mirrored("web01");
+    wait_said("web01", MST_STANDBY_WARM);
+    pid = rig_pid_of(2, "vm/web01/standby.pid");
+    used = takeover(true);
+    ck_assert_int_ne(used, pid);
+    ck_assert(!rig_alive(pid));
+    ck_assert(rig_until(has_console, NULL, 10000));
+}
+END_TEST
+
+static bool next_is_warm(void *arg)
+{
+    struct mst_vm_slot info;
+
+    (void)arg;
+    return rig_slot(2, "web01", 6, &info) >= 0 && info.standby == MST_STANDBY_WARM;
+}
+
+/* Their monitors have the same names, and whoever ends one means the other. */
+START_TEST(one_qemu_of_a_vm_waits_however_many_images_it_has)
+{
+    const Mainstay__Done *done;
+    Mainstay__MirrorGrant next;
+    struct mst_vm_slot info;
+    long pid = warm();
+
+    ck_done_ok(rig_fence(1, "web01", 5));
+    ck_done_ok(rig_start(1, "web01", 6, MIRROR, "x", NULL));
+    done = rig_mirror(2, "web01", 6, 1, 0);
+    ck_done_ok(done);
+    next = *done->grant;
+    ck_done_ok(rig_mirror_to(1, "web01", 6, 2, &next));
+    rig_wait_mirror(1, MAINSTAY__MIRROR_PHASE__MIRROR_JOINED, 1);
+    rig_run_ms(3000); /* three looks of the keeper */
+    ck_assert_int_eq(rig_pid_of(2, "vm/web01/standby.pid"), pid);
+    ck_assert(rig_alive(pid));
+    ck_assert_int_ge(rig_slot(2, "web01", 6, &info), 0);
+    ck_assert_uint_eq(info.standby, MST_STANDBY_NONE);
+    ck_done_ok(rig_forget(2, "web01", 5));
+    ck_assert(!rig_alive(pid));
+    ck_assert(rig_until(next_is_warm, NULL, 20000));
+    ck_assert(rig_alive(rig_pid_of(2, "vm/web01/standby.pid")));
+}
+END_TEST
+
 START_TEST(a_qemu_that_waits_is_not_used_over_memory_that_is_not_the_vms_any_more)
 {
     long pid = warm(), used;
@@ -311,6 +368,8 @@ int main(void)
     tcase_add_test(tc, a_takeover_gets_the_qemu_that_waits_and_its_memory_is_the_images);
     tcase_add_loop_test(tc, a_qemu_that_waits_and_ends_is_started_again_and_a_takeover_does_without_it, 0, 2);
     tcase_add_test(tc, a_qemu_of_other_words_is_ended_before_one_is_started_over_the_same_memory);
+    tcase_add_test(tc, a_qemu_that_has_not_opened_its_memory_yet_is_not_used);
+    tcase_add_test(tc, one_qemu_of_a_vm_waits_however_many_images_it_has);
     tcase_add_test(tc, a_qemu_that_waits_is_not_used_over_memory_that_is_not_the_vms_any_more);
     tcase_add_test(tc, a_vm_that_boots_does_not_get_the_qemu_that_waits);
     tcase_add_test(tc, a_fence_of_the_vm_ends_the_qemu_that_waits_and_leaves_the_image);

@@ -336,6 +336,18 @@ static void scenario_88_a_vm_that_boots_gets_no_qemu_that_waits(void)
     well();
 }
 
+/* Its image is forgotten, and it boots: both wait for the end of the QEMU that waits. What the one starts is not what the other has ended. */
+static void scenario_88_what_starts_when_two_kills_end_is_not_taken_for_gone(void)
+{
+    waiting_stage(2, MST_ON_FAULT_RESTART);
+    waiting()->unkillable_ns = K.now_ns + 9 * SIM_S; /* longer than its source is taken for well */
+    off(source);
+    EXPECT(until(runs_anew, 60000), "vm0 has not been restarted");
+    EXPECT(mirror->k && mst_guard_process(mirror->k->guard, "vm0") == epoch_of("vm0"),
+           "its keeper does not know that it has a process");
+    well();
+}
+
 static void scenario_88_a_vm_that_is_stopped_leaves_no_qemu_that_waits(void)
 {
     waiting_stage(3, 0);
@@ -550,6 +562,7 @@ const struct scenario scenarios_mirror[] = {
     ROW(scenario_88_a_qemu_that_waits_and_dies_costs_no_takeover),
     ROW(scenario_88_a_qemu_that_has_not_opened_its_memory_is_not_used),
     ROW(scenario_88_a_vm_that_boots_gets_no_qemu_that_waits),
+    ROW(scenario_88_what_starts_when_two_kills_end_is_not_taken_for_gone),
     ROW(scenario_88_a_vm_that_is_stopped_leaves_no_qemu_that_waits),
     ROW(scenario_89_mirror_without_power_is_replaced_and_its_return_changes_nothing),
     ROW(scenario_90_both_lost_it_is_restarted_and_the_loss_is_said),

@@ -1375,6 +1375,30 @@ START_TEST(a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery
 }
 END_TEST
 
+START_TEST(a_node_that_may_run_what_it_was_proved_dead_for_is_no_last_resort)
+{
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_RESUME_ELSEWHERE, true);
+
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    w->nodes[0].no_fence_answer = true;
+    world_report(w, MST_FAULT_VM_SILENT, 0, "web01");
+    world_run(w, 1000);
+    w->power = POWER_FAILS;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    ck_assert_int_eq(world_request(w, MST_REQ_CONFIRM_DEAD, "n1", NULL), 0);
+    ck_assert(world_until(w, 30000, is_held, "web01"));
+    world_cut(w, 0, false);
+    world_run(w, 60000);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 1);
+    w->nodes[0].no_fence_answer = false;
+    world_run(w, 60000);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 2);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(what_is_not_defined_any_more_does_not_keep_a_node_marked)
 {
     struct world *w = confirmed_by_mistake(true);
@@ -1476,6 +1500,7 @@ int main(void)
     tcase_add_test(tcase, a_node_is_lost_anew_while_an_earlier_recovery_of_it_holds_a_vm);
     tcase_add_test(tcase, a_node_that_is_lost_while_its_own_recovery_starts_a_vm_there_is_fenced_anew);
     tcase_add_test(tcase, a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery_waits);
+    tcase_add_test(tcase, a_node_that_may_run_what_it_was_proved_dead_for_is_no_last_resort);
     tcase_add_test(tcase, what_is_not_defined_any_more_does_not_keep_a_node_marked);
     tcase_add_test(tcase, a_fence_is_called_off_as_soon_as_a_proof_is_on_its_way_to_the_store);
     tcase_add_test(tcase, power_is_left_alone_while_the_proof_of_the_keeper_waits_for_the_store);

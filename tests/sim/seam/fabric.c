@@ -44,7 +44,9 @@ struct op { /* READ, WRITE, or one of a stream */
     uint8_t *local;
     uint64_t remote;
     uint32_t rkey, len;
-    uint64_t *half;          /* bit for each line that the first moment took */
+    uint64_t *half;         /* bit for each line that the first moment took */
+    struct op *next_unseen; /* a WRITE that is completed and not all seen: of its link, oldest first */
+    bool unseen;
     uint8_t *copy;           /* WRITE: the bytes on their way */
     struct mst_region *from; /* WRITE: what they are of; they must not change there before it has completed */
     mst_io_fn done;
@@ -72,7 +74,8 @@ struct mst_link {
     void *arg;
     uint64_t arrival_ns; /* of the last message sent: order is kept */
     uint64_t retried_ns; /* then one is tried again that found no way, and those behind it after it */
-    uint64_t write_ns;   /* same, of WRITEs; stuck: one has found no way, and those behind it neither */
+    struct op *unseen;
+    uint64_t write_ns; /* same, of WRITEs; stuck: one has found no way, and those behind it neither */
     bool write_stuck;
     struct mst_region *regions;
     struct op *ops;
@@ -798,6 +801,33 @@ static void read_first(void *arg)
     op_over(op, 0);
 }
 
+static void unseen_drop(struct op *op)
+{
+    struct op **at = &op->link->unseen;
+
+    while (*at && *at != op)
+        at = &(*at)->next_unseen;
+    if (*at)
+        *at = op->next_unseen;
+    op->unseen = false;
+}
+
+static void lines_put(struct op *op, bool last);
+
+/* Late as it may be seen, a WRITE never lands over one that came behind it on the same link. */
+static void older_first(const struct op *op)
+{
+    struct op *next;
+
+    for (struct op *old = op->link->unseen; old; old = next) {
+        next = old->next_unseen;
+        if (old == op || old->remote + old->len <= op->remote || op->remote + op->len <= old->remote)
+            continue;
+        unseen_drop(old);
+        lines_put(old, true);
+    }
+}
+
 static void lines_put(struct op *op, bool last)
 {
     const struct mst_region *region = op->link->peer ? remote_region(op) : NULL;
@@ -806,6 +836,8 @@ static void lines_put(struct op *op, bool last)
 
     if (!region || !ours(op->link->peer) || !W->hosts[op->link->to].powered)
         return;
+    if (!last)
+        older_first(op);
     to = remote_bytes(op, region);
     if (op->link->role == MST_ROLE_MIRROR)
         oracle_write(&W->hosts[op->link->to], to, op->link->host, op->link->life);
@@ -822,7 +854,25 @@ static void lines_put(struct op *op, bool last)
 
 static void write_seen(void *arg)
 {
-    lines_put(arg, true);
+    struct op *op = arg;
+
+    if (!op->unseen)
+        return;
+    unseen_drop(op);
+    lines_put(op, true);
+}
+
+/* After what came before it and lands in the same place. */
+static void write_unseen(struct op *op)
+{
+    struct op **at = &op->link->unseen;
+
+    older_first(op);
+    while (*at)
+        at = &(*at)->next_unseen;
+    op->next_unseen = NULL;
+    *at = op;
+    op->unseen = true;
 }
 
 /* True: it goes no further. */
@@ -850,6 +900,7 @@ static void write_completes(void *arg)
         return;
     if (op->from->alive && memcmp(op->copy, op->local, op->len) != 0)
         oracle_breach("I6", "%s writes into what the WRITE before has not taken yet", W->hosts[op->link->host].name);
+    write_unseen(op);
     sim_at(NULL, (sim_chance(20) ? sim_between(3000, 100000) : sim_between(0, 3000)) * SIM_US, write_seen, op);
     op_over(op, 0);
 }
@@ -880,6 +931,7 @@ static void write_lands(void *arg)
         wrong_key(op);
         return;
     }
+    write_unseen(op);
     sim_at(NULL, sim_between(0, 3000) * SIM_US, write_seen, op);
     op_over(op, 0);
 }

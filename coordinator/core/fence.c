@@ -169,11 +169,8 @@ static bool stage_dead(struct mst_core *core, struct proof *proof)
  * that still saves). Closed, it would be opened again at once, for as long as the node is lost. */
 static bool lost_for_others(const struct mst_core *core, const struct rec *rec)
 {
-    int own = node_find_id(core, rec->d.node_id);
     bool any = false;
 
-    if (rec->d.scope != MST_SCOPE_NODE || own < 0 || core->nodes[own].instance != rec->d.instance)
-        return false;
     for (unsigned i = 0; i < rec->vms_count; i++) {
         if (rec->vms[i].d.outcome == MST_OUT_PENDING)
             return false;

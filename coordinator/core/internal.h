@@ -365,6 +365,8 @@ bool node_alive(const struct mst_core *core, unsigned index); /* link, and a bea
 bool agent_runs(const struct mst_core *core,
                 const struct node *node); /* it was seen to move since its keeper joined, and is not frozen */
 bool node_usable(const struct mst_core *core, unsigned index, const char **ret_why);
+bool node_proved_dead(
+    const struct node *node); /* the very instance that was seen last; it may be back and still run what it ran */
 bool node_has_open(const struct mst_core *core, uint32_t node_id, unsigned scopes); /* scopes: bits of enum mst_scope */
 int node_open(const struct mst_core *core, uint32_t node_id, unsigned scopes);      /* newest such recovery, -1 */
 /* Takes the node's newest keeper instance for lost as a whole, and has no proof yet. Once it has, that instance may be well again, and be lost anew. */

@@ -198,7 +198,7 @@ int mst_core_hello(struct mst_core *core, const struct mst_time *now, uint64_t l
     note_own_saves(core, (unsigned)index);
     mirrors_hello(core, (unsigned)index, hello);
     node->read_err = -EAGAIN; /* not read yet over this link */
-    if (node->d.fenced_instance == hello->instance)
+    if (node_proved_dead(node))
         core_log(core, MST_LOG_ERROR,
                  "node=%s instance=%016" PRIx64 " is back although it was proved dead: what it runs is stopped", hello->node,
                  hello->instance);
@@ -341,7 +341,7 @@ static bool lives_on(struct mst_core *core, unsigned index)
 {
     struct node *node = &core->nodes[index];
 
-    if (node->d.fenced_instance != node->instance || proof_waits(core, index))
+    if (!node_proved_dead(node) || proof_waits(core, index))
         return false;
     for (unsigned i = 0; i < node->held_count; i++) {
         const struct mst_slot *s = &node->held[i].s;
@@ -578,7 +578,7 @@ static void sweep_one(struct mst_core *core, unsigned index, struct held *held)
     int found = vm_find(core, held->s.vm);
     const struct vm *vm = found >= 0 ? &core->vms[found] : NULL;
     bool stale = vm && (held->s.epoch < vm->d.epoch || (held->s.epoch == vm->d.epoch && vm->d.node_id != node->conf.id));
-    bool back = node->d.fenced_instance == node->instance; /* what it was proved dead for, it may still run */
+    bool back = node_proved_dead(node); /* what it was proved dead for, it may still run */
 
     if (held->sweep_ms != 0 && core->now_ms - held->sweep_ms < FORGET_RETRY_MS)
         return;

@@ -43,7 +43,7 @@ static bool may_have_one(const struct mst_core *core, unsigned index)
 
     if (!core->ready || core_outdated(core))
         return false;
-    if (node->d.fenced_instance == node->instance || node->d.instance != node->instance) /* proved dead; or not recorded yet */
+    if (node_proved_dead(node) || node->d.instance != node->instance) /* proved dead; or not recorded yet */
         return false;
     return !node->fencing && !being_given_up(core, index) && !proof_waits(core, index);
 }

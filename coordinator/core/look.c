@@ -61,7 +61,7 @@ static enum mst_node_state node_state(const struct mst_core *core, unsigned inde
 
     if (node->fencing || (lost >= 0 && core->recs[lost].d.state == MST_REC_FENCING))
         return MST_NODE_FENCING;
-    if (node->link == 0 && node->d.fenced_instance != 0 && node->d.fenced_instance == node->instance)
+    if (node->link == 0 && node_proved_dead(node))
         return MST_NODE_FENCED;
     if (node->manage.degraded)
         return MST_NODE_DEGRADED;

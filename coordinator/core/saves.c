@@ -9,7 +9,7 @@
 
 bool memory_gone(const struct node *node)
 {
-    return node->link == 0 && node->d.fenced_instance != 0 && node->d.fenced_instance == node->instance;
+    return node->link == 0 && node_proved_dead(node);
 }
 
 enum save_fate save_fate(const struct mst_core *core, const char *vm, const struct mst_save_ref *save)

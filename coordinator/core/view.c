@@ -217,6 +217,11 @@ static bool unsteady(const struct mst_core *core, const struct node *node)
     return oldest_ms != 0 && core->now_ms - oldest_ms < core->conf.node_starts_window_ms;
 }
 
+bool node_proved_dead(const struct node *node)
+{
+    return node->d.fenced_instance != 0 && node->d.fenced_instance == node->instance;
+}
+
 bool node_usable(const struct mst_core *core, unsigned index, const char **ret_why)
 {
     const struct node *node = &core->nodes[index];
@@ -230,7 +235,7 @@ bool node_usable(const struct mst_core *core, unsigned index, const char **ret_w
         why = "has not been read yet";
     else if (!node_alive(core, index))
         why = "does not beat";
-    else if (node->d.fenced_instance == node->instance)
+    else if (node_proved_dead(node))
         why = "was proved dead, and may still run what it ran";
     else if (node->d.failing)
         why = "is failing";
@@ -316,7 +321,7 @@ static void plan_node_fill(const struct mst_core *core, unsigned index, struct m
     ret->name = node->conf.name;
     ret->usable = node_usable(core, index, &ret->why_not);
     ret->last_resort = !ret->usable && node_alive(core, index) && !node->fencing && !proof_waits(core, index) && node->agent_up &&
-                       node->d.fenced_instance != node->instance;
+                       !node_proved_dead(node);
     ret->rack = node_rack(node);
     ret->memory_bytes = node->memory_mib * MIB;
     ret->used_bytes = node_used_bytes(core, index);

@@ -56,14 +56,15 @@ static int ask(struct mst_vm *vm)
 bool mst_vm_rest(struct mst_vm *vm)
 {
     struct mst_why why = {""};
+    bool mapped = vm->map->map.shadow != NULL;
     int r;
 
-    if (vm->map->map.shadow && mst_save_is_whole(vm->writer))
+    if (mapped && mst_save_is_whole(vm->writer))
         return true;
-    if (!vm->map->map.shadow && !vm->areas_named->shadow) {
+    if (!mapped && !vm->areas_named->shadow) {
         r = ask(vm);
     } else {
-        r = vm->map->map.shadow ? 0 : mst_vmmap_rest(&vm->agent->status, vm->areas_named, vm->definition, vm->map, &why);
+        r = mapped ? 0 : mst_vmmap_rest(&vm->agent->status, vm->areas_named, vm->definition, vm->map, &why);
         if (r == 0)
             r = mst_save_writer_rest(vm->writer, &vm->map->map);
         if (r == 0)

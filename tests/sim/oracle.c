@@ -155,7 +155,7 @@ void oracle_keeper_up(struct sim_host *host, uint64_t instance)
 
 void oracle_keeper_down(struct sim_host *host)
 {
-    oracle_mirror_keeper_down(host);
+    oracle_mirror_sources(host); /* it may have taken an acknowledgement, and told of it, in the event in which it dies */
     O.keeper_instance[host->index] = 0;
     O.keeper_life[host->index] = 0;
 }
@@ -601,7 +601,15 @@ static void check_place(struct sim_coord *coord, const struct mst_txn *txn, cons
 /* It boots where it left memory behind, which is dropped for it alone. */
 static bool has_room_of_its_own(const struct mst_rvm_row *placed, const struct mst_vm_row *row)
 {
-    return placed->how == MST_HOW_BOOT && placed->from_node_id == row->node_id;
+    const struct mst_keeper *k = W->hosts[node_index(row->node_id)].k;
+
+    if (placed->how != MST_HOW_BOOT || placed->from_node_id != row->node_id)
+        return false;
+    for (unsigned i = 0; k && i < MST_VMS_PER_NODE; i++) {
+        if (k->vms[i].used && strcmp(k->vms[i].name, placed->vm) == 0)
+            return true;
+    }
+    return false;
 }
 
 /* A VM that waits for room while a lower one of the same plan got a place that it could have had. */

@@ -63,7 +63,7 @@ void oracle_lease_start(const struct sim_host *host, const char *vm, uint64_t ep
 struct mst_link;
 void oracle_mirror_begin(void);
 void oracle_mirror_keeper_up(const struct sim_host *host, uint64_t instance);
-void oracle_mirror_keeper_down(const struct sim_host *host); /* while what it knew can still be read */
+void oracle_mirror_sources(const struct sim_host *host); /* what its keeper knows, as long as that can be read */
 void oracle_mirror_checkpoint(const char *vm, uint64_t epoch, uint64_t seq, const struct sim_moment *moment);
 void oracle_mirror_commit(const struct sim_coord *coord, const struct mst_mirror_row *row);
 void oracle_mirror_vm(const struct sim_coord *coord, const struct mst_vm_row *before, const struct mst_vm_row *row);

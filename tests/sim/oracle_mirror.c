@@ -297,18 +297,12 @@ static void held_look(const struct sim_host *host, const struct mst_held_image *
                       held->vm->name, held->vm->epoch, strerror(-held->err));
 }
 
-static void sources_look(const struct sim_host *host)
+void oracle_mirror_sources(const struct sim_host *host)
 {
     for (const struct mst_mirror *m = host->k && host->k->mirrors ? host->k->mirrors->first : NULL; m; m = m->next) {
         if (m->vm)
             source_look(host, m);
     }
-}
-
-/* Within an event it may have taken an acknowledgement, and told of it, before it dies in the same event. */
-void oracle_mirror_keeper_down(const struct sim_host *host)
-{
-    sources_look(host);
 }
 
 static void after_event(struct sim_proc *proc)
@@ -317,7 +311,7 @@ static void after_event(struct sim_proc *proc)
 
     if (proc != &host->keeper || !proc->alive || !host->k)
         return;
-    sources_look(host);
+    oracle_mirror_sources(host);
     for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
         const struct mst_vm *vm = &host->k->vms[i];
 

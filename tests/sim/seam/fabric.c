@@ -74,8 +74,8 @@ struct mst_link {
     void *arg;
     uint64_t arrival_ns; /* of the last message sent: order is kept */
     uint64_t retried_ns; /* then one is tried again that found no way, and those behind it after it */
-    struct op *unseen;
-    uint64_t write_ns; /* same, of WRITEs; stuck: one has found no way, and those behind it neither */
+    struct op *unseen;   /* WRITEs that are completed and not all seen, oldest first */
+    uint64_t write_ns;   /* same, of WRITEs; stuck: one has found no way, and those behind it neither */
     bool write_stuck;
     struct mst_region *regions;
     struct op *ops;

@@ -17,6 +17,7 @@ static Mainstay__MirrorGrant granted;
 
 struct said {
     const char *vm;
+    uint64_t epoch;
     unsigned standby;
 };
 
@@ -25,12 +26,12 @@ static bool is_said(void *arg)
     const struct said *said = arg;
     struct mst_vm_slot info;
 
-    return rig_slot(2, said->vm, 5, &info) >= 0 && info.standby == said->standby;
+    return rig_slot(2, said->vm, said->epoch, &info) >= 0 && info.standby == said->standby;
 }
 
 static void wait_said(const char *vm, unsigned standby)
 {
-    struct said said = {vm, standby};
+    struct said said = {vm, 5, standby};
     struct mst_vm_slot info = {.standby = 99};
 
     if (!rig_until(is_said, &said, 20000)) {
@@ -114,6 +115,17 @@ static bool has_console(void *arg)
     return rig_slot(2, "web01", 6, &info) >= 0 && info.console_bytes > 0;
 }
 
+/* It goes on all the same, in a QEMU of its own, and the one that waited has ended before. */
+static void takeover_without(long waited)
+{
+    long used = takeover(true);
+
+    ck_assert_int_ne(used, waited);
+    ck_assert(!rig_alive(waited));
+    ck_assert(rig_alive(used));
+    ck_assert(rig_until(has_console, NULL, 10000));
+}
+
 START_TEST(a_takeover_gets_the_qemu_that_waits_and_its_memory_is_the_images)
 {
     static const char *const story[] = {"standby.started", "standby.used", "qemu.spawned", NULL};
@@ -173,20 +185,13 @@ END_TEST
 
 START_TEST(a_qemu_of_other_words_is_ended_before_one_is_started_over_the_same_memory)
 {
-    long pid, used;
-
     rig_keeper_start(1);
     rig_keeper_start(2);
     rig_agent_tell(2, "standby", true);
     rig_agent_tell(2, "standby-other", true);
     mirrored("web01");
     wait_said("web01", MST_STANDBY_WARM);
-    pid = rig_pid_of(2, "vm/web01/standby.pid");
-    used = takeover(true);
-    ck_assert_int_ne(used, pid);
-    ck_assert(!rig_alive(pid));
-    ck_assert(rig_alive(used));
-    ck_assert(rig_until(has_console, NULL, 10000));
+    takeover_without(rig_pid_of(2, "vm/web01/standby.pid"));
 }
 END_TEST
 
@@ -194,7 +199,6 @@ END_TEST
 START_TEST(a_qemu_that_has_not_opened_its_memory_yet_is_not_used)
 {
     char path[300];
-    long pid, used;
     FILE *file;
 
     keepers_start();
@@ -204,27 +208,16 @@ START_TEST(a_qemu_that_has_not_opened_its_memory_yet_is_not_used)
     fclose(file);
     mirrored("web01");
     wait_said("web01", MST_STANDBY_WARM);
-    pid = rig_pid_of(2, "vm/web01/standby.pid");
-    used = takeover(true);
-    ck_assert_int_ne(used, pid);
-    ck_assert(!rig_alive(pid));
-    ck_assert(rig_until(has_console, NULL, 10000));
+    takeover_without(rig_pid_of(2, "vm/web01/standby.pid"));
 }
 END_TEST
-
-static bool next_is_warm(void *arg)
-{
-    struct mst_vm_slot info;
-
-    (void)arg;
-    return rig_slot(2, "web01", 6, &info) >= 0 && info.standby == MST_STANDBY_WARM;
-}
 
 /* Their monitors have the same names, and whoever ends one means the other. */
 START_TEST(one_qemu_of_a_vm_waits_however_many_images_it_has)
 {
     const Mainstay__Done *done;
-    Mainstay__MirrorGrant next;
+    Mainstay__MirrorGrant grant;
+    struct said next = {"web01", 6, MST_STANDBY_WARM};
     struct mst_vm_slot info;
     long pid = warm();
 
@@ -232,8 +225,8 @@ START_TEST(one_qemu_of_a_vm_waits_however_many_images_it_has)
     ck_done_ok(rig_start(1, "web01", 6, MIRROR, "x", NULL));
     done = rig_mirror(2, "web01", 6, 1, 0);
     ck_done_ok(done);
-    next = *done->grant;
-    ck_done_ok(rig_mirror_to(1, "web01", 6, 2, &next));
+    grant = *done->grant;
+    ck_done_ok(rig_mirror_to(1, "web01", 6, 2, &grant));
     rig_wait_mirror(1, MAINSTAY__MIRROR_PHASE__MIRROR_JOINED, 1);
     rig_run_ms(3000); /* three looks of the keeper */
     ck_assert_int_eq(rig_pid_of(2, "vm/web01/standby.pid"), pid);
@@ -242,20 +235,17 @@ START_TEST(one_qemu_of_a_vm_waits_however_many_images_it_has)
     ck_assert_uint_eq(info.standby, MST_STANDBY_NONE);
     ck_done_ok(rig_forget(2, "web01", 5));
     ck_assert(!rig_alive(pid));
-    ck_assert(rig_until(next_is_warm, NULL, 20000));
+    ck_assert(rig_until(is_said, &next, 20000));
     ck_assert(rig_alive(rig_pid_of(2, "vm/web01/standby.pid")));
 }
 END_TEST
 
 START_TEST(a_qemu_that_waits_is_not_used_over_memory_that_is_not_the_vms_any_more)
 {
-    long pid = warm(), used;
+    long pid = warm();
 
     rig_agent_tell(2, "memory-twice", true);
-    used = takeover(true);
-    ck_assert_int_ne(used, pid); /* its RAM was dropped, and the VM has another */
-    ck_assert(!rig_alive(pid));
-    ck_assert(rig_until(has_console, NULL, 10000));
+    takeover_without(pid); /* its RAM was dropped, and the VM has another */
 }
 END_TEST
 

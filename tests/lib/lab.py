@@ -239,6 +239,14 @@ class Lab:
                                "--report", report], env=self.env, stdin=subprocess.DEVNULL, timeout=900)
         need(done.returncode == 0, f"drill {path.stem}: status {done.returncode}; report: {report}")
 
+    def judge(self, so_far=False):
+        """Holds what has happened in this lab against the invariants, by the events of every machine (tests/lab/check-invariants); so far: there need
+        not have been something of everything. The last line of what it says."""
+        done = subprocess.run([REPO / "tests/lab/invariants", *(["--so-far"] if so_far else [])], env={**self.env, "MAINSTAY_BUILD": str(self.build)},
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+        need(done.returncode == 0, f"status {done.returncode}:\n{done.stdout}")
+        return done.stdout.splitlines()[-1]
+
     def _run(self, words, check, timeout, stdin=None):
         words = [str(word) for word in words]
         try:

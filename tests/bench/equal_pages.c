@@ -1,5 +1,6 @@
 /* Is leaving out pages that are equal to what the mirror has worth comparing them? equal_pages [pages]: processor time of a page through the source's own
- * code (delta, shadow, twin of the log), with the comparison and without, by the share of the pages that were written and are the same. */
+ * code (delta, shadow, twin of the log), with the comparison and without, by the share of the pages that were written and are the same.
+ * And is a mark in place of a page of zeros worth looking whether it is one: what looking costs, and what such a page costs then. */
 
 #include "mirror/send.h"
 #include "shm/save.h"
@@ -117,6 +118,61 @@ static void send_all(struct mst_msend *send, const struct mst_mlog_grant *grant,
     sent(send, grant);
 }
 
+/* us a page of asking whether it is zeros, of pages whose word number `word` is not (512: none). */
+static double zeros_asked(uint64_t pages, unsigned word)
+{
+    static const uint8_t zero_page[MST_PAGE_BYTES];
+    double took[ROUNDS];
+    uint64_t zeros = 0, start_ns;
+
+    memset(ram, 0, pages * MST_PAGE_BYTES);
+    for (uint64_t i = 0; word < 512 && i < pages; i++)
+        ((uint64_t *)(void *)(ram + i * MST_PAGE_BYTES))[word] = i + 1;
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        start_ns = cpu_ns();
+        for (uint64_t page = 0; page < pages; page++)
+            zeros += memcmp(ram + page * MST_PAGE_BYTES, zero_page, MST_PAGE_BYTES) == 0;
+        took[i] = (double)(cpu_ns() - start_ns) / 1e3 / (double)pages;
+    }
+    must(zeros == (word < 512 ? 0 : ROUNDS * pages), "pages are not what they were made");
+    return median(took);
+}
+
+/* us a page that the source takes to send what the guest's pages are now, and MiB on the wire. */
+static double zeros_sent(struct mst_msend *send, const struct mst_mlog_grant *grant, uint64_t pages, double *ret_wire)
+{
+    double took[ROUNDS];
+
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        uint64_t send_ns, wire_before = mst_msend_stats(send).wire_bytes;
+
+        mst_save_begin(writer);
+        for (uint64_t page = 0; page < pages; page++)
+            must(mst_save_stage(writer, page) >= 0, "stage");
+        commit();
+        send_all(send, grant, &send_ns);
+        mst_save_apply(writer);
+        took[i] = (double)send_ns / 1e3 / (double)pages;
+        *ret_wire = (double)(mst_msend_stats(send).wire_bytes - wire_before) / (1 << 20);
+    }
+    return median(took);
+}
+
+static void zeros(struct mst_msend *send, const struct mst_mlog_grant *grant, uint64_t pages)
+{
+    static const struct {
+        const char *what;
+        unsigned word;
+    } kinds[] = {{"first word is not zero", 0}, {"last word is not zero", 511}, {"all zeros", 512}};
+
+    printf("\npages whose             asked  send   wire MiB\n");
+    for (unsigned i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        double asked = zeros_asked(pages, kinds[i].word), wire, took = zeros_sent(send, grant, pages, &wire);
+
+        printf("%-22s  %5.3f %5.2f  %6.1f\n", kinds[i].what, asked, took, wire);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static const unsigned shares[] = {0, 5, 10, 25, 50, 100};
@@ -180,6 +236,7 @@ int main(int argc, char **argv)
         }
         printf(" %6.1f %6.1f\n", wire[0], wire[1]);
     }
+    zeros(send, &grant, pages);
     mst_msend_free(send);
     mst_save_writer_free(writer);
     return 0;

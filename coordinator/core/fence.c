@@ -244,6 +244,9 @@ void proof_committed(struct mst_core *core, int err)
         return;
     if (err != 0) {
         proof->token = 0; /* who waited for it was told */
+        /* What keepers and devices have shown stays true. The operator was told that nothing is decided, and may know better by now. */
+        if (proof->kind == MST_PROOF_OPERATOR)
+            proof->used = false;
         return;
     }
     proof->used = false;
@@ -350,6 +353,15 @@ static bool started_by(const struct rec *rec, const struct mst_vm_row *vm)
     return false;
 }
 
+/* Its keeper has stopped it already, by an order of a coordinator before us or because its lease had ended: it does not run on because the node is back.
+ * What the slot says is no proof; the keeper is asked for that. */
+static bool stopped_there(const struct mst_core *core, unsigned index, const struct mst_vm_row *vm)
+{
+    const struct held *held = held_find((struct node *)&core->nodes[index], vm->name, vm->epoch);
+
+    return held && held->s.run_state == MST_RUN_FENCED;
+}
+
 /* Something that runs under the present keeper would be stopped by its fence. What an earlier keeper of that node left does not go on because this one
  * moves: only its fence proves that stopped. */
 static bool has_of_present_keeper(const struct mst_core *core, const struct rec *rec, unsigned index)
@@ -358,7 +370,8 @@ static bool has_of_present_keeper(const struct mst_core *core, const struct rec 
     unsigned count = to_be_stopped(core, rec, index, vms);
 
     for (unsigned i = 0; i < count; i++) {
-        if (vms[i]->d.instance == core->nodes[index].instance && !started_by(rec, &vms[i]->d))
+        if (vms[i]->d.instance == core->nodes[index].instance && !started_by(rec, &vms[i]->d) &&
+            !stopped_there(core, index, &vms[i]->d))
             return true;
     }
     return false;
@@ -697,8 +710,9 @@ static bool false_alarm(struct mst_core *core, struct rec *rec)
             fenced++;
             continue;
         }
-        /* A start that has failed, or a grant of a keeper before. */
-        if (vm->node_id != rec->d.node_id || vm->instance != rec->d.instance || started_by(rec, vm)) {
+        /* A start that has failed, a grant of a keeper before, or it is stopped. */
+        if (vm->node_id != rec->d.node_id || vm->instance != rec->d.instance || started_by(rec, vm) ||
+            stopped_there(core, (unsigned)index, vm)) {
             elsewhere++;
             continue;
         }

@@ -73,7 +73,7 @@ void rec_entered(struct mst_core *core, struct rec *rec)
     rec->fence_tries = 0;
     rec->agent_order = 0;
     rec->agent_asked = false;
-    rec->counted = false;
+    rec->counted = rec->counted && rec->d.state == MST_REC_RESUMING; /* the same round of grants as in COMMITTING */
     rec->resuming.us = 0;
     rec->hold_generation = core->view_generation;
     rec->why[0] = 0;

@@ -402,7 +402,8 @@ static void count_moves(struct mst_core *core, struct rec *rec)
 /* -EUCLEAN comes from nobody but the pull: the save itself does not check. Twice says that it is not the reader. */
 static void note_refusal(struct rvm *rvm, const struct mst_save_ref *save)
 {
-    bool again = rvm->refused_save.epoch == save->epoch && rvm->refused_save.image == save->image;
+    bool again = rvm->refused_save.epoch == save->epoch && rvm->refused_save.image == save->image &&
+                 (!save->image || rvm->refused_save.node_id == save->node_id);
 
     rvm->refused = again ? rvm->refused + 1 : 1;
     rvm->refused_save = *save;
@@ -526,6 +527,29 @@ static void stage_started(struct mst_core *core, struct rec *rec, unsigned i)
     }
 }
 
+/* The one that was used is bad; another that counts has the same. */
+static void stage_image_bad(struct mst_core *core, int index, struct mst_vm_row *vm)
+{
+    unsigned others = 0;
+
+    for (unsigned n = 0; n < MST_MIRRORS_MAX; n++) {
+        const struct mst_mirror_row *place = &core->vms[index].mirrors[n].d;
+
+        if (!image_counts(&core->vms[index], n))
+            continue;
+        if (place->node_id == vm->save.node_id) {
+            struct mst_mirror_row *row = txn_mirror(core, index, n);
+
+            *row = *place;
+            row->counts = false;
+        } else {
+            others++;
+        }
+    }
+    if (others == 0)
+        vm->image_floor = vm->save.epoch + 1;
+}
+
 static void stage_start_failed(struct mst_core *core, struct rec *rec, unsigned i)
 {
     struct rvm *rvm = &rec->vms[i];
@@ -542,7 +566,7 @@ static void stage_start_failed(struct mst_core *core, struct rec *rec, unsigned 
         struct mst_vm_row *vm = txn_vm(core, rvm->vm);
 
         if (vm->save.image)
-            vm->image_floor = vm->save.epoch + 1;
+            stage_image_bad(core, rvm->vm, vm);
         memset(&vm->save, 0, sizeof(vm->save));
     }
     core_log(core, MST_LOG_WARNING, "recovery=%" PRIu64 " vm=%s %s", rec->d.id, rvm->d.vm, row->text);

@@ -802,6 +802,47 @@ START_TEST(an_image_that_two_pulls_refuse_is_bad_itself)
 }
 END_TEST
 
+static bool two_count(struct world *w, const void *vm)
+{
+    const struct mst_mirror_row *rows[] = {world_mirror(w, vm, 0), world_mirror(w, vm, 1)};
+
+    return rows[0] && rows[0]->counts && rows[1] && rows[1]->counts;
+}
+
+static bool second_log_is_there(struct world *w, const void *unused)
+{
+    unsigned count = 0;
+
+    (void)unused;
+    for (unsigned i = 0; i < sizeof(w->nodes[0].logs) / sizeof(w->nodes[0].logs[0]); i++)
+        count += w->nodes[0].logs[i].vm[0] != 0;
+    return count == 2;
+}
+
+START_TEST(an_image_that_is_bad_does_not_bar_another_one_that_counts)
+{
+    struct world *w = mirrored_vm(4);
+    unsigned starts;
+
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    ck_assert(world_until(w, 5000, second_log_is_there, NULL));
+    w->nodes[0].orders_wait = true; /* the first one is not dropped */
+    ck_assert(world_until(w, 5000, two_count, VM));
+    for (unsigned i = 1; i < 4; i++)
+        w->nodes[i].start_err = -EUCLEAN;
+    starts = world_orders(w, MST_ORDER_START, VM);
+    power_off(w, 0);
+    for (unsigned i = 0; i < 3000 && world_orders(w, MST_ORDER_START, VM) < starts + 2; i++)
+        world_run(w, 10);
+    world_run(w, 10);
+    for (unsigned i = 1; i < 4; i++)
+        w->nodes[i].start_err = 0;
+    ck_assert(world_until(w, 20000, runs_somewhere, VM));
+    resumed_from_image(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(a_start_that_fails_does_not_cost_the_image)
 {
     struct world *w = mirrored_vm(3);
@@ -1638,6 +1679,7 @@ int main(void)
     tcase_add_test(tcase, an_image_that_is_lost_while_it_is_resumed_from_is_replaced_by_the_save_where_the_vm_ran);
     tcase_add_test(tcase, a_save_that_does_not_check_is_replaced_by_the_image);
     tcase_add_test(tcase, an_image_that_two_pulls_refuse_is_bad_itself);
+    tcase_add_test(tcase, an_image_that_is_bad_does_not_bar_another_one_that_counts);
     tcase_add_test(tcase, a_start_that_fails_does_not_cost_the_image);
     tcase_add_test(tcase, a_second_loss_before_anybody_counts_takes_the_same_image_again);
     tcase_add_test(tcase, a_drained_node_moves_its_mirrored_vm_alive);

@@ -1360,6 +1360,52 @@ static struct world *confirmed_by_mistake(bool elsewhere_full)
     return w;
 }
 
+/* He is told that the store is full and nothing is decided; the node is well, and the store is, too, in the end. */
+START_TEST(a_death_that_could_not_be_recorded_is_not_recorded_later)
+{
+    struct world *w = protected_vm(2);
+    int err;
+
+    w->power = POWER_FAILS;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    w->commit_err = -ENOSPC;
+    err = world_request(w, MST_REQ_CONFIRM_DEAD, "n1", NULL);
+    ck_assert_msg(err < 0, "answer %d", err);
+    world_cut(w, 0, false);
+    world_run(w, 1000);
+    w->commit_err = 0;
+    world_run(w, 20000);
+    for (unsigned i = 0; i < w->rows_count; i++)
+        ck_assert(w->rows[i].kind != MST_ROW_PROOF || w->rows[i].proof.kind != MST_PROOF_OPERATOR);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 1);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
+/* Its keeper has obeyed the fence, or stopped it because its lease was over; that it is back before anybody has proof of it makes that no false alarm:
+ * what its node's loss was to do for it is done, not what a fault of its own would do. _i 1: the coordinator that sent the fence is gone. */
+START_TEST(a_vm_that_its_keeper_has_stopped_already_does_not_run_on_when_its_node_is_back)
+{
+    struct world *w = vm_on_n1(2, MST_ON_FAULT_DISCARD, true);
+
+    w->power = POWER_HANGS;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    world_slot(&w->nodes[0], "web01", 1)->run_state = MST_RUN_FENCED;
+    if (_i == 1)
+        world_restart(w);
+    world_cut(w, 0, false);
+    ck_assert(world_until(w, 60000, runs_somewhere, "web01"));
+    ck_assert(world_until(w, 10000, recovery_closed, NULL));
+    ck_assert_uint_eq(world_recoveries(w), 1);
+    ck_assert_int_eq(world_rvm(w, "web01")->outcome, MST_OUT_RESUMED);
+    resumed_from(w, 1, 7);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery_waits)
 {
     struct world *w = confirmed_by_mistake(true);
@@ -1499,6 +1545,8 @@ int main(void)
     tcase_add_test(tcase, a_recovery_of_a_node_stays_for_vms_of_others_when_another_node_proves_something);
     tcase_add_test(tcase, a_node_is_lost_anew_while_an_earlier_recovery_of_it_holds_a_vm);
     tcase_add_test(tcase, a_node_that_is_lost_while_its_own_recovery_starts_a_vm_there_is_fenced_anew);
+    tcase_add_test(tcase, a_death_that_could_not_be_recorded_is_not_recorded_later);
+    tcase_add_loop_test(tcase, a_vm_that_its_keeper_has_stopped_already_does_not_run_on_when_its_node_is_back, 0, 2);
     tcase_add_test(tcase, a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery_waits);
     tcase_add_test(tcase, a_node_that_may_run_what_it_was_proved_dead_for_is_no_last_resort);
     tcase_add_test(tcase, what_is_not_defined_any_more_does_not_keep_a_node_marked);

@@ -516,6 +516,38 @@ START_TEST(a_vm_that_keeps_crashing_is_held_after_its_own_limit)
 }
 END_TEST
 
+/* One start at a time: the second VM is still waiting for its turn when the first one's answer moves the recovery on. */
+START_TEST(a_loss_of_a_node_counts_once_for_each_of_its_vms)
+{
+    static const char *const names[] = {"web1", "web2"};
+    struct world *w = world_new(2);
+
+    w->conf.starts_max = 1;
+    world_restart(w);
+    world_run(w, 2000);
+    for (unsigned i = 0; i < 2; i++) {
+        struct mst_definition def = world_def(names[i], 16, true);
+
+        def.restarts_max = 2;
+        def.restarts_window_s = 3600;
+        world_define(w, &def);
+        world_start_vm(w, names[i], "n1");
+        world_checkpoint(w, names[i], 7);
+    }
+    for (unsigned from = 0; from < 2; from++) {
+        world_run(w, 2000);
+        world_cut(w, from, true);
+        world_run(w, 60000);
+        for (unsigned i = 0; i < 2; i++)
+            ck_assert_msg(world_where(w, names[i]) == 1 - (int)from, "%s after %u losses", names[i], from + 1);
+        world_node_power_on(w, from);
+        world_cut(w, from, false);
+        world_run(w, 40000);
+    }
+    world_free(w);
+}
+END_TEST
+
 START_TEST(crashes_further_apart_than_the_window_do_not_hold_a_vm)
 {
     struct world *w = crashing_vm(2, 20);
@@ -557,6 +589,7 @@ int main(void)
     tcase_add_loop_test(tcase, a_link_that_flaps_moves_a_vm_once_at_most, 0, 3);
     tcase_add_loop_test(tcase, a_node_that_was_unreachable_a_moment_ago_takes_vms_only_when_nobody_else_can, 0, 2);
     tcase_add_loop_test(tcase, a_vm_that_keeps_crashing_is_held_after_its_own_limit, 1, 4);
+    tcase_add_test(tcase, a_loss_of_a_node_counts_once_for_each_of_its_vms);
     tcase_add_test(tcase, crashes_further_apart_than_the_window_do_not_hold_a_vm);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);

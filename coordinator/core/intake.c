@@ -141,7 +141,7 @@ static uint64_t stage_recovery(struct mst_core *core, enum mst_scope scope, uint
     struct mst_row *row;
     uint64_t id;
 
-    if (!rec_room(core))
+    if (!rec_room(core, scope))
         return 0;
     id = ++txn_meta(core)->next_recovery;
     row = txn_add(core, MST_ROW_RECOVERY);
@@ -346,13 +346,22 @@ static void first_steps(struct mst_core *core, uint64_t id, const struct verdict
     recovery_go_on(core, id, MST_REC_FENCING, "");
 }
 
-/* Returns false when there is no room for another recovery. */
-static bool accept(struct mst_core *core, struct queued_report *q, unsigned node, const struct verdict *verdict)
+/* It is not kept: behind it may be a node's. Slots, beats and the keeper say it again. */
+static bool has_room(struct mst_core *core, struct verdict *verdict)
+{
+    if (!verdict->accept || !verdict->recover || rec_room(core, verdict->scope))
+        return true;
+    verdict->accept = false;
+    verdict->err = -ENOBUFS;
+    text_set(verdict->text, sizeof(verdict->text),
+             "too many recoveries are open (mainstayctl recovery list), most wait for room: report again");
+    return false;
+}
+
+static void accept(struct mst_core *core, struct queued_report *q, unsigned node, const struct verdict *verdict)
 {
     struct mst_fault_row *fault;
 
-    if (verdict->recover && !rec_room(core))
-        return false;
     txn_begin(core);
     fault = txn_fault(core);
     fault->kind = q->r.kind;
@@ -384,12 +393,12 @@ static bool accept(struct mst_core *core, struct queued_report *q, unsigned node
     txn_submit(core, "fault=%" PRIu64 " kind=%s node=%s vm=%s epoch=%" PRIu64 " reporter=%s: %s", fault->id,
                mst_fault_kind_name(fault->kind), core->nodes[node].conf.name, fault->vm[0] ? fault->vm : "-", fault->epoch,
                fault->reporter, fault->verdict);
-    return true;
 }
 
 bool report_step(struct mst_core *core)
 {
     struct verdict verdict;
+    bool tell;
 
     if (core->record_fault != 0) {
         send_record(core, &core->faults[core->record_fault % FAULTS_KEPT]);
@@ -400,10 +409,18 @@ bool report_step(struct mst_core *core)
         int node = node_find(core, q->r.node);
 
         judge(core, q, node, &verdict);
-        if (verdict.accept)
-            return accept(core, q, (unsigned)node, &verdict);
-        core_log(core, MST_LOG_NOTICE, "report kind=%s node=%s vm=%s epoch=%" PRIu64 " reporter=%s: no recovery: %s",
-                 mst_fault_kind_name(q->r.kind), q->r.node, q->r.vm[0] ? q->r.vm : "-", q->r.epoch, q->r.reporter, verdict.text);
+        tell = has_room(core, &verdict) || core->now_ms >= core->room_told_ms + ROOM_TOLD_MS;
+        if (verdict.accept) {
+            accept(core, q, (unsigned)node, &verdict);
+            return true;
+        }
+        if (tell)
+            core_log(core, verdict.err == -ENOBUFS ? MST_LOG_ERROR : MST_LOG_NOTICE,
+                     "report kind=%s node=%s vm=%s epoch=%" PRIu64 " reporter=%s: no recovery: %s",
+                     mst_fault_kind_name(q->r.kind), q->r.node, q->r.vm[0] ? q->r.vm : "-", q->r.epoch, q->r.reporter,
+                     verdict.text);
+        if (tell && verdict.err == -ENOBUFS)
+            core->room_told_ms = core->now_ms;
         if (q->token != 0)
             core->io.reply(core->io.impl, q->token, verdict.err, verdict.text);
         core->reports_head = (core->reports_head + 1) % REPORTS_MAX;

@@ -31,13 +31,14 @@
 #include "coordinator/core/plan.h"
 #include "shm/layout.h"
 
-#define RECOVERIES_KEPT 128u
-#define FAULTS_KEPT     512u
-#define REPORTS_MAX     256u
-#define REQUESTS_MAX    64u
-#define ORDERS_MAX      512u
-#define WAITERS_MAX     128u
-#define PROOFS_MAX      32u
+#define RECOVERIES_KEPT                                                                                                          \
+    256u /* of which the last MST_NODES_MAX are for nodes, and as many before them for VMs that failed: rec_room */
+#define FAULTS_KEPT  512u
+#define REPORTS_MAX  256u
+#define REQUESTS_MAX 64u
+#define ORDERS_MAX   512u
+#define WAITERS_MAX  128u
+#define PROOFS_MAX   32u
 
 #define TRIES_MAX             3u     /* starts of one VM in one recovery */
 #define REFUSED_MAX           2u     /* refusals of one save that are believed */
@@ -57,6 +58,7 @@
 #define STORE_SLOW_MS         2000u /* a transaction that takes longer is told of */
 #define HELD_RETRY_MS         1000u
 #define SAVE_RETRY_MS         30000u /* a VM that could not be saved runs on; then it is tried again */
+#define ROOM_TOLD_MS          10000u /* that there is no room for another recovery is told so often: it is reported on and on */
 #define SEEN_AGAIN_MS         1000u  /* from a Hello until beats are read */
 #define FLAPPING_MS           15000u /* who was unreachable until so short a time ago gets VMs when no other node can take them */
 #define OWN_PAUSE_MS          1000u  /* a gap between our ticks that means we were paused */
@@ -321,6 +323,7 @@ struct mst_core {
     struct pending orders[ORDERS_MAX];
     struct queued_report reports[REPORTS_MAX];
     unsigned reports_head, reports_count;
+    uint64_t room_told_ms; /* that there is no room for another recovery */
     struct queued_request requests[REQUESTS_MAX];
     unsigned requests_head, requests_count;
     struct waiter waiters[WAITERS_MAX];
@@ -372,7 +375,7 @@ int node_open(const struct mst_core *core, uint32_t node_id, unsigned scopes);  
 /* Takes the node's newest keeper instance for lost as a whole, and has no proof yet. Once it has, that instance may be well again, and be lost anew. */
 bool rec_gives_up(const struct mst_core *core, const struct rec *rec, unsigned index);
 int node_lost(const struct mst_core *core, unsigned index); /* such a recovery, -1 */
-bool rec_room(const struct mst_core *core);
+bool rec_room(const struct mst_core *core, enum mst_scope scope);
 uint64_t nodes_flapping(const struct mst_core *core); /* bits: a link that flaps is up whenever one looks */
 void plan_nodes_fill(const struct mst_core *core, struct mst_plan_node nodes[static MST_NODES_MAX]);
 unsigned place(struct mst_core *core, struct rec *rec, const unsigned *which, unsigned count, bool elsewhere_only,

@@ -373,7 +373,7 @@ bool join_step(struct mst_core *core, unsigned index)
     changed = node->d.instance != node->instance || memcmp(node->d.host_boot_id, node->boot_id, sizeof(node->boot_id)) != 0;
     lost = earlier_grants(core, node, true, &instance);
     proof = node->earlier_dead && earlier_grants(core, node, false, &instance);
-    if (lost && !rec_room(core)) /* proved dead without a recovery, they would be forgotten */
+    if (lost && !rec_room(core, MST_SCOPE_NODE)) /* proved dead without a recovery, they would be forgotten */
         lost = proof = false;
     if (!changed && !proof && !lost)
         return adopt_newer(core, index) || lives_on(core, index);

@@ -175,7 +175,7 @@ static bool start(struct mst_core *core, struct queued_request *q, int index)
         return answer(core, q, 0, "%s runs on %s already", vm->d.name, node_name(core, vm->d.node_id));
     if (vm->d.phase == MST_VM_STOPPING || (!vm->d.wanted && vm->d.phase != MST_VM_STOPPED))
         return answer(core, q, -EBUSY, "%s is being stopped: start it afterwards", vm->d.name);
-    if ((vm->d.phase == MST_VM_STOPPED && (vm->rec >= 0 || !rec_room(core))))
+    if ((vm->d.phase == MST_VM_STOPPED && (vm->rec >= 0 || !rec_room(core, MST_SCOPE_START))))
         return answer(core, q, -EBUSY, "%s: too much is under way, try again", vm->d.name);
     txn_begin(core);
     row = txn_vm(core, index);
@@ -203,7 +203,7 @@ static bool stop(struct mst_core *core, struct queued_request *q, int index)
 
     if (vm->d.phase == MST_VM_STOPPED)
         return answer(core, q, 0, "%s is stopped", vm->d.name);
-    if (!rec && !rec_room(core))
+    if (!rec && !rec_room(core, MST_SCOPE_STOP))
         return answer(core, q, -EBUSY, "%s: too much is under way, try again", vm->d.name);
     txn_begin(core);
     row = txn_vm(core, index);
@@ -243,7 +243,7 @@ bool vm_wish_step(struct mst_core *core)
         bool start_it = vm->used && vm->rec < 0 && vm->d.wanted && vm->d.fenced &&
                         (vm->d.phase == MST_VM_RUNNING || vm->d.phase == MST_VM_RECOVERING || vm->d.phase == MST_VM_STARTING);
 
-        if ((!stop_it && !start_it) || !rec_room(core))
+        if ((!stop_it && !start_it) || !rec_room(core, MST_SCOPE_START))
             continue;
         txn_begin(core);
         if (stop_it)
@@ -275,7 +275,7 @@ static bool drain(struct mst_core *core, struct queued_request *q, unsigned inde
         return answer(core, q, 0, "%s is drained", node->conf.name);
     if (vms > 0 && !node_alive(core, index))
         return answer(core, q, -EHOSTDOWN, "%s does not beat: nothing can be moved off it alive", node->conf.name);
-    if (!rec_room(core))
+    if (!rec_room(core, MST_SCOPE_MOVE))
         return answer(core, q, -EBUSY, "too much is under way, try again");
     txn_begin(core);
     txn_node(core, index)->drained = true;

@@ -294,13 +294,19 @@ int node_lost(const struct mst_core *core, unsigned index)
     return -1;
 }
 
-bool rec_room(const struct mst_core *core)
+static_assert(RECOVERIES_KEPT > 2 * MST_NODES_MAX, "starts and stops have room as well");
+
+/* Starts that nobody has room for stay open, each a recovery of its own: however many, they leave room for VMs that fail, and both for nodes. */
+bool rec_room(const struct mst_core *core, enum mst_scope scope)
 {
-    for (unsigned i = 0; i < RECOVERIES_KEPT; i++) {
-        if (!core->recs[i].used || !rec_open(&core->recs[i]))
-            return true;
-    }
-    return false;
+    unsigned kept_free = scope == MST_SCOPE_START || scope == MST_SCOPE_STOP ? 2 * MST_NODES_MAX
+                         : scope == MST_SCOPE_VM                             ? MST_NODES_MAX
+                                                                             : 0;
+    unsigned room = 0;
+
+    for (unsigned i = 0; i < RECOVERIES_KEPT && room <= kept_free; i++)
+        room += !core->recs[i].used || !rec_open(&core->recs[i]);
+    return room > kept_free;
 }
 
 bool any_other_alive(const struct mst_core *core, unsigned index)

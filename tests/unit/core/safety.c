@@ -1360,6 +1360,42 @@ static struct world *confirmed_by_mistake(bool elsewhere_full)
     return w;
 }
 
+/* Each of them is a recovery that stays open, and none of them may be in the way of what is lost. */
+START_TEST(starts_that_nobody_has_room_for_leave_room_for_recoveries)
+{
+    struct world *w = protected_vm(2);
+    unsigned held = 0;
+    int err = 0;
+
+    for (unsigned i = 0; err == 0; i++) {
+        char name[MST_NAME_BYTES];
+        struct mst_definition def;
+
+        snprintf(name, sizeof(name), "big%u", i);
+        def = world_def(name, 4096, false);
+        world_define(w, &def);
+        (void)world_ask(w, MST_REQ_START, name, NULL);
+        world_run(w, 100);
+        held += is_held(w, name);
+        if (i + 1 > held)
+            err = -EBUSY; /* refused, and said so */
+    }
+    ck_assert_uint_eq(held, 128);
+    ck_assert_ptr_nonnull(strstr(world_reply_text(w), "too much is under way"));
+    world_vm_die(w, 0, "web01");
+    ck_assert(world_until(w, 10000, recovery_closed, NULL));
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    ck_assert_uint_eq(world_epoch(w, "web01"), 2);
+    world_run(w, 2000);
+    world_cut(w, (unsigned)world_where(w, "web01"), true);
+    for (unsigned i = 0; i < 6000 && world_epoch(w, "web01") < 3; i++)
+        world_run(w, 10);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 3);
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    world_free(w);
+}
+END_TEST
+
 /* He is told that the store is full and nothing is decided; the node is well, and the store is, too, in the end. */
 START_TEST(a_death_that_could_not_be_recorded_is_not_recorded_later)
 {
@@ -1545,6 +1581,7 @@ int main(void)
     tcase_add_test(tcase, a_recovery_of_a_node_stays_for_vms_of_others_when_another_node_proves_something);
     tcase_add_test(tcase, a_node_is_lost_anew_while_an_earlier_recovery_of_it_holds_a_vm);
     tcase_add_test(tcase, a_node_that_is_lost_while_its_own_recovery_starts_a_vm_there_is_fenced_anew);
+    tcase_add_test(tcase, starts_that_nobody_has_room_for_leave_room_for_recoveries);
     tcase_add_test(tcase, a_death_that_could_not_be_recorded_is_not_recorded_later);
     tcase_add_loop_test(tcase, a_vm_that_its_keeper_has_stopped_already_does_not_run_on_when_its_node_is_back, 0, 2);
     tcase_add_test(tcase, a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery_waits);

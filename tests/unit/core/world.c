@@ -85,7 +85,7 @@ static void row_put(struct world *w, const struct mst_row *row)
         return;
     }
     if (row->kind == MST_ROW_DEFINITION) {
-        ck_assert_uint_lt(w->definitions_count, 64);
+        ck_assert_uint_lt(w->definitions_count, WORLD_VMS_MAX);
         w->definitions[w->definitions_count] = *row->definition;
         copy.definition = &w->definitions[w->definitions_count++];
     }
@@ -261,7 +261,7 @@ static void io_reply(void *impl, uint64_t token, int err, const char *text)
     ck_assert_uint_ne(token, 0);
     for (unsigned i = 0; i < w->replies_count; i++)
         ck_assert_uint_ne(w->replies[i].token, token); /* exactly once */
-    ck_assert_uint_lt(w->replies_count, 256);
+    ck_assert_uint_lt(w->replies_count, 512);
     w->replies[w->replies_count].token = token;
     w->replies[w->replies_count].err = err;
     snprintf(w->replies[w->replies_count++].text, sizeof(w->replies[0].text), "%s", text);
@@ -299,7 +299,7 @@ static void io_event(void *impl, const struct mst_event *event)
 
     w->told_events++;
     ck_assert_uint_le(event->term, stored_term(w)); /* no term before it is durable */
-    for (unsigned i = 0; event->vm && i < 64 && !told; i++) {
+    for (unsigned i = 0; event->vm && i < WORLD_VMS_MAX && !told; i++) {
         if (!w->told[i].vm[0])
             snprintf(w->told[i].vm, sizeof(w->told[i].vm), "%s", event->vm);
         if (strcmp(w->told[i].vm, event->vm) == 0)

@@ -14,6 +14,7 @@
 
 #define WORLD_NODES_MAX 8
 #define WORLD_STEP_MS   10u
+#define WORLD_VMS_MAX   160u
 
 struct world_vm { /* a slot of a node */
     bool used;
@@ -93,7 +94,7 @@ struct world {
     /* store */
     struct mst_row *rows;
     unsigned rows_count, rows_room;
-    struct mst_definition definitions[64];
+    struct mst_definition definitions[WORLD_VMS_MAX];
     unsigned definitions_count;
     const struct mst_txn *pending;
     bool store_hangs;    /* it answers nothing until this is false again */
@@ -117,7 +118,7 @@ struct world {
         uint64_t token;
         int err;
         char text[MST_TEXT_BYTES * 2];
-    } replies[256];
+    } replies[512];
     unsigned replies_count;
     uint64_t next_token, next_link;
     struct { /* orders under way to nodes */
@@ -127,20 +128,20 @@ struct world {
         struct mst_definition def;
     } mail[256];
     bool reads[WORLD_NODES_MAX];
-    uint64_t highest_epoch[64];
+    uint64_t highest_epoch[WORLD_VMS_MAX];
     unsigned two_at_once; /* times a VM ran on two nodes */
     struct world_told {   /* by the timeline */
         char vm[MST_NAME_BYTES];
         uint64_t epoch;
         bool fenced, wanted;
-    } told[64];
+    } told[WORLD_VMS_MAX];
     unsigned told_events, told_grants;
     char last_log[512];
     bool verbose;
     struct world_acked { /* by a mirror that counts: the newest of each VM */
         char vm[MST_NAME_BYTES];
         uint64_t epoch, seq;
-    } acked[64];
+    } acked[WORLD_VMS_MAX];
     char breach[200];    /* of a rule of mirrors: the first */
     bool breach_is_told; /* not a failure by itself: a planted bug is being looked for */
     unsigned mirrors_joined, mirrors_left, mirrors_used, mirrors_refused; /* by the timeline */

@@ -99,7 +99,7 @@ static void check_image(struct world *w, const char *vm, const struct mst_save_r
 
 static struct world_acked *acked_of(struct world *w, const char *vm)
 {
-    for (unsigned i = 0; i < 64; i++) {
+    for (unsigned i = 0; i < WORLD_VMS_MAX; i++) {
         if (!w->acked[i].vm[0])
             snprintf(w->acked[i].vm, sizeof(w->acked[i].vm), "%s", vm);
         if (strcmp(w->acked[i].vm, vm) == 0)

@@ -135,6 +135,16 @@ static void term_begin(struct mst_core *core)
     txn_submit(core, "term=%" PRIu64 " begins", core->meta.term + 1);
 }
 
+/* A fence agent of the coordinator before us may have outlived it: the power of a node that calls us may still go, as after one that was called off. */
+static void fence_left(struct mst_core *core, const struct rec *rec)
+{
+    int index = node_find_id(core, rec->d.node_id);
+
+    if (index >= 0 && rec->d.state == MST_REC_FENCING && rec_gives_up(core, rec, (unsigned)index) &&
+        core->nodes[index].conf.has_fence)
+        core->nodes[index].fence_off_ms = MAX_OF(core->now_ms, 1);
+}
+
 void mst_core_start(struct mst_core *core, const struct mst_time *now)
 {
     core_time(core, now);
@@ -146,8 +156,10 @@ void mst_core_start(struct mst_core *core, const struct mst_time *now)
     for (unsigned i = 0; i < core->recs_end; i++) {
         if (MST_MUTANT(17) && core->recs[i].used && core->recs[i].d.state == MST_REC_COMMITTING)
             core->recs[i].d.state = MST_REC_PLANNING;
-        if (core->recs[i].used)
-            rec_entered(core, &core->recs[i]);
+        if (!core->recs[i].used)
+            continue;
+        rec_entered(core, &core->recs[i]);
+        fence_left(core, &core->recs[i]);
     }
     for (unsigned i = 0; i < core->vms_end; i++) {
         if (core->vms[i].used && core->vms[i].d.phase == MST_VM_RUNNING)

@@ -1396,6 +1396,29 @@ START_TEST(starts_that_nobody_has_room_for_leave_room_for_recoveries)
 }
 END_TEST
 
+/* What the fence agent of the dead coordinator does shows only later. */
+START_TEST(a_node_whose_fence_outlives_its_coordinator_gets_nothing_for_a_while)
+{
+    struct world *w = protected_vm(2);
+    struct mst_definition next = world_def("web02", 64, false);
+
+    next.allowed[next.allowed_count++] = 1;
+    world_define(w, &next);
+    w->power = POWER_HANGS;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    world_restart(w);
+    world_cut(w, 0, false);
+    world_run(w, 5000);
+    ck_assert_int_eq(world_where(w, "web01"), 0); /* a false alarm */
+    (void)world_ask(w, MST_REQ_START, "web02", NULL);
+    world_run(w, 20000);
+    ck_assert(!runs_somewhere(w, "web02"));
+    ck_assert(world_until(w, 40000, runs_somewhere, "web02"));
+    world_free(w);
+}
+END_TEST
+
 /* He is told that the store is full and nothing is decided; the node is well, and the store is, too, in the end. */
 START_TEST(a_death_that_could_not_be_recorded_is_not_recorded_later)
 {
@@ -1582,6 +1605,7 @@ int main(void)
     tcase_add_test(tcase, a_node_is_lost_anew_while_an_earlier_recovery_of_it_holds_a_vm);
     tcase_add_test(tcase, a_node_that_is_lost_while_its_own_recovery_starts_a_vm_there_is_fenced_anew);
     tcase_add_test(tcase, starts_that_nobody_has_room_for_leave_room_for_recoveries);
+    tcase_add_test(tcase, a_node_whose_fence_outlives_its_coordinator_gets_nothing_for_a_while);
     tcase_add_test(tcase, a_death_that_could_not_be_recorded_is_not_recorded_later);
     tcase_add_loop_test(tcase, a_vm_that_its_keeper_has_stopped_already_does_not_run_on_when_its_node_is_back, 0, 2);
     tcase_add_test(tcase, a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery_waits);

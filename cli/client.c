@@ -158,7 +158,7 @@ int client_request(struct client *client, mst_envelope *env, uint32_t deadline_m
                        client->why.text[0] ? ": " : "", client->why.text);
 }
 
-int client_order(struct client *client, mst_envelope *env, uint32_t deadline_ms, struct mst_why *why)
+int client_order(struct client *client, mst_envelope *env, uint32_t deadline_ms, struct mst_why *ret_said, struct mst_why *why)
 {
     mst_envelope *reply = NULL;
     int r = client_request(client, env, deadline_ms, &reply, why);
@@ -172,6 +172,8 @@ int client_order(struct client *client, mst_envelope *env, uint32_t deadline_ms,
         r = mst_why_set(why, reply->done->error > 0 ? -reply->done->error : -EPROTO, "%s",
                         reply->done->text && reply->done->text[0] ? reply->done->text
                                                                   : "the coordinator refused without a reason");
+    else if (ret_said)
+        mst_why_set(ret_said, 0, "%s", reply->done->text ? reply->done->text : "");
     mst_envelope_free(reply);
     return r;
 }

@@ -339,16 +339,21 @@ int cmd_recovery_show(struct context *ctx)
 
 /* --- requests --- */
 
-/* Sends a request and says how it went: what = "vm web01 started". */
-static int order(struct context *ctx, mst_envelope *env, const char *fmt, const char *name)
+/* Sends a request and says how it went: in the coordinator's words, or, when it has none, that name `what`. */
+static int order(struct context *ctx, mst_envelope *env, const char *what, const char *name)
 {
-    struct mst_why why = {0};
-    int r = client_order(ctx->client, env, ctx->opt->timeout_ms, &why);
-    char said[256];
+    struct mst_why why = {0}, answer = {0};
+    int r = client_order(ctx->client, env, ctx->opt->timeout_ms, &answer, &why);
+    char said[sizeof(answer.text) + 256];
 
     if (r < 0)
         return complain_of_request(ctx, r, &why);
-    snprintf(said, sizeof(said), "%s %s", name, fmt);
+    if (!answer.text[0])
+        snprintf(said, sizeof(said), "%s %s", name, what);
+    else if (strncmp(answer.text, name, strlen(name)) == 0)
+        snprintf(said, sizeof(said), "%s", answer.text);
+    else
+        snprintf(said, sizeof(said), "%s: %s", name, answer.text);
     if (ctx->opt->json) {
         json_t *object = json_pack("{s:b, s:s}", "ok", 1, "text", said);
         show_json(stdout, object);
@@ -392,7 +397,7 @@ int cmd_cluster_resume(struct context *ctx)
     body.text = (char *)ctx->opt->text;
     env.body_case = MAINSTAY__ENVELOPE__BODY_CLUSTER_RESUME;
     env.cluster_resume = &body;
-    return order(ctx, &env, "is not held back any more: what is missing is fenced", "the cluster");
+    return order(ctx, &env, "is not held back any more", "the cluster");
 }
 
 int cmd_vm_define(struct context *ctx)

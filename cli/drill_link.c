@@ -396,5 +396,5 @@ int drill_order(struct drill *d, mst_envelope *env, uint32_t deadline_ms, struct
             return mst_why_set(why, -ETIMEDOUT, "the coordinator did not answer within %u ms", deadline_ms);
         drill_pump(d);
     }
-    return client_order(d->ctx->client, env, deadline_ms, why);
+    return client_order(d->ctx->client, env, deadline_ms, NULL, why);
 }

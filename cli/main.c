@@ -191,7 +191,8 @@ close_loop:
 
 int main(int argc, char **argv)
 {
-    struct options opt = {.socket = getenv("MAINSTAY_SOCKET"), .timeout_ms = 60000};
+    struct options opt = {.socket = getenv("MAINSTAY_SOCKET"),
+                          .timeout_ms = 75000}; /* more than the coordinator takes for an answer (60 s) */
     int command, words, taken;
 
     signal(SIGPIPE, SIG_IGN);

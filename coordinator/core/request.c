@@ -177,6 +177,10 @@ static bool start(struct mst_core *core, struct queued_request *q, int index)
         return answer(core, q, -EBUSY, "%s is being stopped: start it afterwards", vm->d.name);
     if ((vm->d.phase == MST_VM_STOPPED && (vm->rec >= 0 || !rec_room(core, MST_SCOPE_START))))
         return answer(core, q, -EBUSY, "%s: too much is under way, try again", vm->d.name);
+    if (vm->d.phase == MST_VM_HELD && vm->rec >= 0 && core->recs[vm->rec].d.state != MST_REC_HELD)
+        return answer(core, q, -EBUSY,
+                      "%s waits for recovery %" PRIu64 ", which still has other VMs to start: try again when it is held or done",
+                      vm->d.name, core->recs[vm->rec].d.id);
     txn_begin(core);
     row = txn_vm(core, index);
     row->wanted = true;
@@ -184,7 +188,7 @@ static bool start(struct mst_core *core, struct queued_request *q, int index)
     if (vm->d.phase == MST_VM_STOPPED) {
         row->pin_node_id = pin >= 0 ? core->nodes[pin].conf.id : 0;
         (void)open_recovery(core, MST_SCOPE_START, MST_FAULT_NONE, -1, 0, index, "started by the operator");
-    } else if (vm->d.phase == MST_VM_HELD && vm->rec >= 0 && core->recs[vm->rec].d.state == MST_REC_HELD) {
+    } else if (vm->d.phase == MST_VM_HELD && vm->rec >= 0) {
         row->pin_node_id = pin >= 0 ? core->nodes[pin].conf.id : 0;
         row->phase = core->recs[vm->rec].d.scope == MST_SCOPE_START ? MST_VM_STARTING : MST_VM_RECOVERING;
         stage_held_again(core, &core->recs[vm->rec], index);
@@ -259,6 +263,20 @@ bool vm_wish_step(struct mst_core *core)
 
 /* --- nodes --- */
 
+/* A VM that is being started there: none of those that a drain moves yet, and one that nobody would move afterwards. */
+static const struct vm *arrives(const struct mst_core *core, unsigned index)
+{
+    for (unsigned i = 0; i < core->vms_end; i++) {
+        const struct vm *vm = &core->vms[i];
+        const struct rec *rec = vm->used && vm->rec >= 0 ? &core->recs[vm->rec] : NULL;
+
+        if (rec && (rec->d.state == MST_REC_COMMITTING || rec->d.state == MST_REC_RESUMING) && !vm->d.fenced &&
+            vm->d.phase != MST_VM_HELD && vm->d.node_id == core->nodes[index].conf.id)
+            return vm;
+    }
+    return NULL;
+}
+
 static bool drain(struct mst_core *core, struct queued_request *q, unsigned index)
 {
     struct node *node = &core->nodes[index];
@@ -273,6 +291,9 @@ static bool drain(struct mst_core *core, struct queued_request *q, unsigned inde
     }
     if (node->d.drained && vms == 0)
         return answer(core, q, 0, "%s is drained", node->conf.name);
+    if (arrives(core, index))
+        return answer(core, q, -EBUSY, "%s is being started on %s: try again when it runs", arrives(core, index)->d.name,
+                      node->conf.name);
     if (vms > 0 && !node_alive(core, index))
         return answer(core, q, -EHOSTDOWN, "%s does not beat: nothing can be moved off it alive", node->conf.name);
     if (!rec_room(core, MST_SCOPE_MOVE))

@@ -124,11 +124,8 @@ static void prune_table(const struct etcd_store *store, const char *table, uint6
 static void prune(const struct etcd_store *store, const struct mst_txn *txn, const struct mst_meta_row *meta, json_t *then)
 {
     uint64_t recoveries = prune_below(meta->next_recovery);
-    bool time = false;
 
-    for (uint32_t i = 0; i < txn->count; i++)
-        time |= txn->rows[i].kind == MST_ROW_FAULT && txn->rows[i].fault.id % 256 == 0;
-    if (!time)
+    if (!mst_txn_prunes(txn))
         return;
     for (unsigned i = 0; i < store->open_count; i++)
         recoveries = store->open[i] < recoveries ? store->open[i] : recoveries;

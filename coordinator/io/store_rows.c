@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#define PRUNE_EVERY 256u
+
 /* --- rows as columns: each row type is a table of fields, so that writing and reading cannot disagree --- */
 
 #define F_AS(row, kind, member, later)                                                                                           \
@@ -243,4 +245,17 @@ int mst_row_check(const struct mst_row *row)
     default:
         return 0;
     }
+}
+
+bool mst_txn_prunes(const struct mst_txn *txn)
+{
+    for (uint32_t i = 0; i < txn->count; i++) {
+        const struct mst_row *row = &txn->rows[i];
+
+        if ((row->kind == MST_ROW_FAULT && row->fault.id % PRUNE_EVERY == 0) ||
+            (row->kind == MST_ROW_RECOVERY && row->recovery.id % PRUNE_EVERY == 0) ||
+            (row->kind == MST_ROW_PROOF && row->proof.id % PRUNE_EVERY == 0))
+            return true;
+    }
+    return false;
 }

@@ -38,6 +38,9 @@ int64_t mst_field_number(const struct mst_field *field, const void *data); /* a 
 int mst_field_put_number(const struct mst_field *field, void *data, int64_t number);
 int mst_field_put_bytes(const struct mst_field *field, void *data, const void *from, size_t bytes);
 
+/* History is pruned with this transaction: each 256th fault, recovery or proof. Starts and stops leave no fault. */
+bool mst_txn_prunes(const struct mst_txn *txn);
+
 /* A row that was read: the limits that its fields alone do not show. 0, -EBADMSG. */
 int mst_row_check(const struct mst_row *row);
 

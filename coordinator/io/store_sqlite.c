@@ -364,15 +364,6 @@ static int prune(struct sqlite *store, struct mst_why *why)
     return r;
 }
 
-static bool starts_history(const struct mst_txn *txn)
-{
-    for (uint32_t i = 0; i < txn->count; i++) {
-        if (txn->rows[i].kind == MST_ROW_FAULT && txn->rows[i].fault.id % 256 == 0)
-            return true;
-    }
-    return false;
-}
-
 static int sqlite_commit_now(struct mst_store *head, const struct mst_txn *txn, struct mst_why *why)
 {
     struct sqlite *store = (struct sqlite *)head;
@@ -384,7 +375,7 @@ static int sqlite_commit_now(struct mst_store *head, const struct mst_txn *txn, 
         return r;
     for (uint32_t i = 0; r == 0 && i < txn->count; i++)
         r = put(store, &txn->rows[i], why);
-    if (r == 0 && starts_history(txn))
+    if (r == 0 && mst_txn_prunes(txn))
         r = prune(store, why);
     MST_FAULT("store.full", r = mst_why_set(why, -ENOSPC, "fault point store.full"));
     MST_POINT("store.before_commit");

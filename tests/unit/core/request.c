@@ -146,6 +146,57 @@ START_TEST(a_node_that_is_named_is_the_only_one_and_must_exist)
 }
 END_TEST
 
+START_TEST(a_node_to_which_a_vm_is_on_its_way_is_not_drained_yet)
+{
+    struct world *w = world_new(2);
+    struct mst_definition def = world_def("web01", 16, true);
+
+    world_define(w, &def);
+    w->nodes[1].orders_wait = true;
+    (void)world_ask(w, MST_REQ_START, "web01", "n2");
+    world_run(w, 500);
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), -EBUSY);
+    ck_assert_str_eq(world_reply_text(w), "web01 is being started on n2: try again when it runs");
+    w->nodes[1].orders_wait = false;
+    ck_assert(world_until(w, 5000, runs_somewhere, "web01"));
+    world_run(w, 1200);
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
+    world_run(w, 10000);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
+/* Held while the recovery that has it is still busy with another VM: what it is held for stays to be read, and it is said why. */
+START_TEST(a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others)
+{
+    struct world *w = world_new(3);
+    struct mst_definition a = world_def("web01", 16, true), b = world_def("web02", 16, true);
+    struct mst_vm_look look;
+
+    b.on_node_fault = MST_ON_FAULT_HOLD;
+    world_define(w, &a);
+    world_define(w, &b);
+    world_start_vm(w, "web01", "n1");
+    world_start_vm(w, "web02", "n1");
+    world_checkpoint(w, "web01", 7);
+    world_run(w, 1200);
+    w->nodes[1].orders_wait = w->nodes[2].orders_wait = true;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 30000, is_held, "web02"));
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "web02", NULL), -EBUSY);
+    ck_assert_ptr_nonnull(strstr(world_reply_text(w), "which still has other VMs to start"));
+    ck_assert(mst_core_vm_by_name(w->core, "web02", &look));
+    ck_assert_int_ne(look.text[0], 0);
+    w->nodes[1].orders_wait = w->nodes[2].orders_wait = false;
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    world_run(w, 2000);
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "web02", NULL), 0);
+    ck_assert(runs_somewhere(w, "web02"));
+    world_free(w);
+}
+END_TEST
+
 START_TEST(start_and_stop_again_change_nothing)
 {
     struct world *w = world_new(2);
@@ -483,6 +534,8 @@ int main(void)
     tcase_add_test(tcase, a_held_vm_can_be_stopped);
     tcase_add_test(tcase, a_node_that_is_named_is_the_only_one_and_must_exist);
     tcase_add_test(tcase, a_node_that_is_named_is_heeded_for_a_vm_that_a_fault_has_left_held);
+    tcase_add_test(tcase, a_node_to_which_a_vm_is_on_its_way_is_not_drained_yet);
+    tcase_add_test(tcase, a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others);
     tcase_add_test(tcase, start_and_stop_again_change_nothing);
     tcase_add_test(tcase, a_stop_that_cannot_be_proved_says_so_and_is_carried_out_later);
     tcase_add_loop_test(tcase, a_stop_while_the_vm_is_still_starting_ends_it, 0, 12);

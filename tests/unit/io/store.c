@@ -465,6 +465,44 @@ START_TEST(only_the_newest_faults_and_finished_recoveries_are_loaded_but_every_o
 }
 END_TEST
 
+static int64_t rows_in(const char *table)
+{
+    sqlite3 *db;
+    sqlite3_stmt *statement;
+    char sql[64];
+    int64_t count;
+
+    snprintf(sql, sizeof(sql), "SELECT count(*) FROM %s", table);
+    ck_assert_int_eq(sqlite3_open_v2(path, &db, SQLITE_OPEN_READONLY, NULL), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_prepare_v2(db, sql, -1, &statement, NULL), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_step(statement), SQLITE_ROW);
+    count = sqlite3_column_int64(statement, 0);
+    sqlite3_finalize(statement);
+    sqlite3_close(db);
+    return count;
+}
+
+/* VMs that are started and stopped, and never a fault. */
+START_TEST(history_is_bounded_where_nothing_fails)
+{
+    for (uint64_t id = 1; id <= 21000;) {
+        txn.count = 0;
+        for (; id <= 21000 && txn.count + 2 < MST_TXN_ROWS; id++) {
+            add(MST_ROW_RECOVERY)->recovery = (struct mst_recovery_row){.id = id, .state = MST_REC_DONE};
+            add(MST_ROW_PROOF)->proof = (struct mst_proof_row){.id = id};
+        }
+        ck_assert_int_eq(mst_store_commit_now(store, &txn, &why), 0);
+    }
+    txn.count = 0;
+    mst_store_close(store);
+    store = NULL;
+    ck_assert_int_le(rows_in("recoveries"), 10500);
+    ck_assert_int_ge(rows_in("recoveries"), 10000);
+    ck_assert_int_le(rows_in("proofs"), 10500);
+    reopen();
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("store");
@@ -485,6 +523,7 @@ int main(void)
     tcase_add_loop_test(tcase, bits_that_flip_in_the_file_are_found_at_the_start_or_do_no_harm, 0, 64);
     tcase_add_test(tcase, missing_folder_is_refused_with_a_sentence);
     tcase_add_test(tcase, full_disk_refuses_and_loses_nothing_and_works_again_when_there_is_room);
+    tcase_add_test(tcase, history_is_bounded_where_nothing_fails);
     tcase_add_test(tcase, only_the_newest_faults_and_finished_recoveries_are_loaded_but_every_open_one);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_NORMAL);

@@ -188,11 +188,11 @@ static const char *mirror_bars(const struct mst_plan_node *node, unsigned i, con
 
     if (mirror->never >> i & 1)
         return "has it already";
-    if (!mirror_allowed(mirror, node->id))
+    if (!mirror_allowed(mirror, node->id) && !MST_MUTANT(113))
         return "not allowed";
     if (!node->usable)
         return node->why_not;
-    if (racks < mirror->racks_min)
+    if (racks < mirror->racks_min && !MST_MUTANT(112))
         return racks == MST_RACKS_SAME         ? "in the VM's rack"
                : !node->rack || !node->rack[0] ? "has no rack label"
                                                : "the VM's node has no rack label";

@@ -563,6 +563,7 @@ static void core_conf(const struct sim_coord *coord, struct mst_core_conf *conf)
     conf->fences_max = 2;
     conf->starts_max = 8;
     conf->mass_loss_percent = 50;
+    conf->mirror_lag_ms = 10000;
     conf->lease_ms = W->conf.lease_ms ? W->conf.lease_ms : 10000;
     conf->nodes_count = W->conf.nodes;
     for (unsigned i = 0; i < W->conf.nodes; i++) {
@@ -575,6 +576,8 @@ static void core_conf(const struct sim_coord *coord, struct mst_core_conf *conf)
         to->has_fence = members[i].fence != NULL;
         to->watchdog_ms = members[i].watchdog_proof_ms;
         to->managed = members[i].management != NULL;
+        if (W->hosts[i].rack != 0)
+            snprintf(to->rack, sizeof(to->rack), "rack%u", W->hosts[i].rack);
     }
 }
 

@@ -95,6 +95,8 @@ static const struct mutant {
     {97, "I4", "a mirror that cannot be reached counts as lost", CHECKER},
     {98, "I14", "a log is granted to another keeper than the source's", CHECKER},
     {99, "I3", "a source is told that a mirror counts before that is durable", CHECKER},
+    {112, "I12", "a mirror may be in the VM's own rack whatever its definition says", CHECKER},
+    {113, "I12", "a mirror may be on any node whatever its definition says", CHECKER},
     {110, "I1", "a VM is started beside the QEMU that waits over its memory", CHECKER},
     {111, "I6", "a QEMU that waits is used before it has opened its memory", CHECKER},
     {54, "I2", "a plan does not look whether a newer grant is to be fenced first", CRASH}, /* grant() does */

@@ -545,6 +545,28 @@ static void forget_look(const struct sim_coord *coord, const struct mst_order *o
     }
 }
 
+/* I12: where checkpoints are kept. A mirror that is asked to make an image, for the VM as it is granted in the store. */
+static void place_look(const struct sim_coord *coord, const struct mst_order *order)
+{
+    const struct mst_vm_row *row = sim_store_vm(coord->store, order->vm);
+    const struct mst_definition *def = &W->vms[sim_vm_index(order->vm)].def;
+    const struct sim_host *to = &W->hosts[order->node], *home;
+    bool allowed = def->allowed_count == 0;
+
+    if (!row || row->node_id == 0 || row->epoch != order->epoch)
+        return;
+    home = &W->hosts[row->node_id - 1];
+    for (uint32_t i = 0; i < def->allowed_count; i++)
+        allowed = allowed || def->allowed[i] == to->index + 1;
+    if (to == home)
+        oracle_breach("I12", "the checkpoints of %s are to be kept on %s, where it runs", order->vm, to->name);
+    else if (!allowed)
+        oracle_breach("I12", "the checkpoints of %s are to be kept on %s, which is not among its allowed nodes", order->vm,
+                      to->name);
+    else if (def->mirror_apart == MST_MIRROR_APART_RACK && (to->rack == 0 || to->rack == home->rack))
+        oracle_breach("I12", "the checkpoints of %s are to be kept on %s, in the rack of %s", order->vm, to->name, home->name);
+}
+
 void oracle_mirror_order(const struct sim_coord *coord, const struct mst_order *order, bool again)
 {
     const struct sim_table *table = &coord->store->tables[MST_ROW_MIRROR];
@@ -555,6 +577,8 @@ void oracle_mirror_order(const struct sim_coord *coord, const struct mst_order *
     for (unsigned i = 0; i < table->count; i++)
         counts = counts || (table->rows[i].mirror.counts && table->rows[i].mirror.log_id == order->log_id &&
                             table->rows[i].mirror.epoch == order->epoch && strcmp(table->rows[i].mirror.vm, order->vm) == 0);
+    if (order->type == MST_ORDER_MIRROR && !again)
+        place_look(coord, order);
     if (order->type == MST_ORDER_MIRROR_DROP && counts)
         oracle_breach("I4", "%s is told to leave out a mirror of %s epoch %" PRIu64 " that counts", W->hosts[order->node].name,
                       order->vm, order->epoch);

@@ -516,6 +516,45 @@ static void scenario_97_a_slow_mirror_slows_checkpoints_down_and_gets_them_whole
     well();
 }
 
+/* Its RAM does not come through within the time that a mirror may lag, and another node is as near. */
+static void scenario_97_a_mirror_that_lags_for_long_is_replaced_while_the_vm_runs(void)
+{
+    mirrored_stage_of(4, 3, 0, 100);
+    W->net.slow_us[mirror->index] = 3500000;
+    EXPECT(until(mirrored_elsewhere, 120000), "the mirror that lags is kept: %s", look_at("vm0").protection);
+    EXPECT(epoch_of("vm0") == epoch_before, "vm0 was disturbed");
+    W->net.slow_us[mirror->index] = 0;
+    off(source);
+    until_recovered(40000);
+    resumed_from_a_save();
+    well();
+}
+
+/* n1 and n3 are in one rack, n2 and n4 in the other. */
+static void scenario_100_a_mirror_is_kept_in_another_rack(void)
+{
+    struct sim_conf conf = {.nodes = 4, .coords = 1, .vms = 1, .mirrors = 1, .watch_interval_ms = 100};
+    struct mst_definition def = {.name = "vm0", .memory_mib = 2, .vcpus = 1, .priority = 10, .protect = MST_PROTECT_MIRROR};
+
+    stage_make(&conf);
+    for (unsigned i = 0; i < conf.nodes; i++)
+        W->hosts[i].rack = 1 + i % 2;
+    def.mirror_apart = MST_MIRROR_APART_RACK;
+    sim_vm_define(0, &def, 300);
+    stage_start();
+    EXPECT(until(mirrored, 20000), "vm0 gets no mirror: %s", look_at("vm0").protection);
+    note();
+    EXPECT(mirror->rack != source->rack, "the mirror is in the VM's rack");
+    off(mirror);
+    EXPECT(until(mirrored_elsewhere, 40000), "no other mirror: %s", look_at("vm0").protection);
+    note();
+    EXPECT(mirror->rack != source->rack, "the second mirror is in the VM's rack");
+    off(mirror); /* nobody else is left in that rack */
+    sim_run_ms(20000);
+    EXPECT(!mirrored(), "it is kept in the VM's own rack");
+    well();
+}
+
 static void scenario_98_an_image_of_an_earlier_life_is_not_resumed_from(void)
 {
     mirrored_stage_of(4, 2, MST_ON_FAULT_RESTART, 2000);
@@ -574,6 +613,8 @@ const struct scenario scenarios_mirror[] = {
     ROW(scenario_95_a_held_vm_whose_save_cannot_be_read_goes_on_from_its_mirror),
     ROW(scenario_96_a_drained_source_takes_its_protection_along),
     ROW(scenario_97_a_slow_mirror_slows_checkpoints_down_and_gets_them_whole),
+    ROW(scenario_97_a_mirror_that_lags_for_long_is_replaced_while_the_vm_runs),
+    ROW(scenario_100_a_mirror_is_kept_in_another_rack),
     ROW(scenario_98_an_image_of_an_earlier_life_is_not_resumed_from),
     ROW(scenario_99_a_source_that_is_fenced_while_it_seeds_writes_no_more),
 };

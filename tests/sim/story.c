@@ -229,6 +229,8 @@ void sim_vm_define(unsigned index, const struct mst_definition *def, uint32_t in
     message.on_node_fault = (Mainstay__OnFault)def->on_node_fault;
     message.on_vm_fault = (Mainstay__OnFault)def->on_vm_fault;
     message.priority = def->priority;
+    message.has_mirror_apart = def->mirror_apart != 0;
+    message.mirror_apart = (Mainstay__MirrorApart)def->mirror_apart;
     for (uint32_t i = 0; i < def->allowed_count; i++)
         allowed[i] = W->hosts[def->allowed[i] - 1].name;
     message.n_allowed_nodes = def->allowed_count;
@@ -238,6 +240,8 @@ void sim_vm_define(unsigned index, const struct mst_definition *def, uint32_t in
 
 static void vms_make(uint64_t seed)
 {
+    bool racks = seed / 2 % 3 == 0;
+
     maker = seed * UINT64_C(0xa0761d6478bd642f) + 3;
     for (unsigned i = 0; i < W->conf.nodes; i++) {
         W->hosts[i].has_fence = pick(8) != 0;
@@ -253,13 +257,17 @@ static void vms_make(uint64_t seed)
         if ((seed / 4 + i) % 3)
             sim_managed(&W->hosts[i]);
     }
+    for (unsigned i = 0; racks && i < W->conf.nodes; i++)
+        W->hosts[i].rack = 1 + i % 2;
     for (unsigned i = 0; i < W->conf.vms; i++) {
         struct mst_definition def = {.memory_mib = 1 + pick(4), .vcpus = 1 + pick(2), .priority = pick(5)};
 
         snprintf(def.name, sizeof(def.name), "vm%u", i);
         def.protect = pick(3) != 0 ? MST_PROTECT_LOCAL : MST_PROTECT_NONE;
-        if (i < W->conf.mirrors)
+        if (i < W->conf.mirrors) {
             def.protect = MST_PROTECT_MIRROR;
+            def.mirror_apart = racks && (seed / 6 + i) % 3 == 0 ? MST_MIRROR_APART_RACK : MST_MIRROR_APART_NODE;
+        }
         if (pick(4) == 0)
             def.on_node_fault = (uint8_t)pick(4);
         if (pick(4) == 0)

@@ -76,6 +76,7 @@ struct sim_host {
     bool is_node, powered;
     uint32_t boot;
     uint8_t boot_id[16];
+    unsigned rack; /* 0: it has no label */
     int32_t drift_ppm;
     uint64_t clock_ns, clock_at_ns; /* local clock, as it was at that moment of the world */
     int64_t wall_ms;                /* its wall clock is so much off */

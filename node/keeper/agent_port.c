@@ -336,6 +336,8 @@ static int run_vm_state(struct mst_keeper *k, const mst_envelope *env, struct ms
         return mst_why_set(why, -EINVAL, "an agent reports running or paused, not state %u", news->run_state);
     if (!vm->proc)
         return mst_why_set(why, -ESRCH, "%s epoch %" PRIu64 " has no QEMU here", vm->name, vm->epoch);
+    if (news->has_fault && news->fault == MAINSTAY__FAULT_KIND__FAULT_NONE)
+        mst_control_report_over(k, vm->name, vm->epoch);
     if (news->has_fault && news->fault != vm->fault_kind)
         mst_slot_fault(vm, news->fault);
     mst_slot_move(vm, news->run_state, "the agent says so");

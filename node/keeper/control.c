@@ -48,6 +48,9 @@ struct mst_control {
 struct report { /* kept until a coordinator says Done: what it decided by then is durable */
     struct report *next;
     uint64_t id; /* of its envelope */
+    Mainstay__FaultKind kind;
+    char vm[MST_NAME_BYTES]; /* "": of the node */
+    uint64_t epoch;
     size_t bytes;
     uint8_t data[]; /* packed FaultReport */
 };
@@ -162,6 +165,9 @@ static struct report *report_keep(struct mst_controls *controls, const Mainstay_
     }
     one->next = NULL;
     one->id = ++controls->next_report;
+    one->kind = report->kind;
+    snprintf(one->vm, sizeof(one->vm), "%s", report->vm ? report->vm : "");
+    one->epoch = report->has_epoch ? report->epoch : 0;
     one->bytes = mainstay__fault_report__pack(report, one->data);
     if (controls->reports >= MST_REPORTS_MAX) {
         report_drop(controls, &controls->first); /* the oldest: its VM's fault flag still stands in the beat line */
@@ -231,6 +237,22 @@ void mst_control_report(struct mst_keeper *k, const Mainstay__FaultReport *repor
     one = report_keep(controls, &full);
     for (unsigned i = 0; one && i < controls->count; i++)
         report_send(&controls->list[i], one);
+}
+
+void mst_control_report_over(struct mst_keeper *k, const char *vm, uint64_t epoch)
+{
+    struct report **at = k->controls ? &k->controls->first : NULL;
+
+    while (at && *at) {
+        struct report *one = *at;
+
+        if (one->kind == MAINSTAY__FAULT_KIND__FAULT_VM_SILENT && one->epoch == epoch && strcmp(one->vm, vm) == 0) {
+            log_notice("vm=%s epoch=%" PRIu64 " report %" PRIu64 " is taken back before it was answered", vm, epoch, one->id);
+            report_drop(k->controls, at);
+        } else {
+            at = &one->next;
+        }
+    }
 }
 
 static void reports_flush(struct mst_control *c)

@@ -366,6 +366,8 @@ void mst_control_tell(struct mst_keeper *k, mst_envelope *env); /* news, to ever
 void mst_control_event(struct mst_vm *vm, const char *text);    /* VmEvent to every coordinator that welcomed us */
 /* Sends, or keeps until a coordinator welcomes us. node, instance and reporter are filled in when absent. */
 void mst_control_report(struct mst_keeper *k, const Mainstay__FaultReport *report);
+/* The VM answers again: a report of its silence that nobody has answered is not sent any more. */
+void mst_control_report_over(struct mst_keeper *k, const char *vm, uint64_t epoch);
 
 /* --- manage.c --- */
 int mst_manage_new(struct mst_keeper *k); /* nothing without a management address in the configuration */

@@ -499,6 +499,27 @@ START_TEST(stopped_qemu_is_reported_silent_and_goes_on_when_it_is_continued)
 }
 END_TEST
 
+static bool has_no_fault(void *arg)
+{
+    return ((struct fake_vm *)arg)->fault == MAINSTAY__FAULT_KIND__FAULT_NONE;
+}
+
+START_TEST(silence_of_before_the_agent_was_replaced_is_taken_back)
+{
+    struct fake_vm *vm = boot();
+
+    kill(vm->guest.pid, SIGSTOP);
+    ck_assert(fake_wait_fault(keeper, MAINSTAY__FAULT_KIND__FAULT_VM_SILENT, LONG_MS));
+    vm->fault = MAINSTAY__FAULT_KIND__FAULT_VM_SILENT; /* as a keeper's slot says */
+    fake_agent_kill(keeper, SIGKILL);
+    kill(vm->guest.pid, SIGCONT);
+    fake_agent_start(keeper, MST_TEST_AGENT);
+    ck_assert(loop_until(&loop, has_no_fault, vm, LONG_MS));
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
 struct wanted { /* of the save record */
     struct fake_vm *vm;
     enum mst_save_trouble trouble;
@@ -1006,6 +1027,7 @@ int main(void)
     ADD(damaged_device_state_never_reaches_a_running_guest);
     ADD(panicked_guest_is_reported_and_resumed_from_before_the_panic);
     ADD_ROUNDS(stopped_qemu_is_reported_silent_and_goes_on_when_it_is_continued, 2);
+    ADD(silence_of_before_the_agent_was_replaced_is_taken_back);
     ADD(checkpoint_that_qemu_does_not_end_is_told_of_while_it_is_under_way);
     ADD(checkpoint_that_fits_no_delta_is_told_of_and_is_one_all_the_same);
     ADD(guest_runs_before_its_shadow_is_made_and_can_be_saved_meanwhile);

@@ -9,7 +9,7 @@
  * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N. Files in
  * RUN-DIR tell it more: `standby`, it says how QEMUs are started that are to wait; `standby-other`, in other words than it starts them with later;
  * `standby-none`, that it cannot; `memory-twice`, the memory of the next start is dropped and asked for once more before it is used. None (checkpoints) while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
- * is damaged after its commit. */
+ * is damaged after its commit. `silent`, `answers`, once each: its QEMUs are reported silent; that is taken back. */
 #include "base/clock.h"
 #include "base/file.h"
 #include "proto/socket.h"
@@ -233,6 +233,45 @@ static void state_say(struct vm *vm, uint32_t run_state)
     body.epoch = vm->epoch;
     body.run_state = run_state;
     send_env(&env);
+}
+
+static void fault_say(const struct vm *vm)
+{
+    Mainstay__FaultReport body = MAINSTAY__FAULT_REPORT__INIT;
+    ENVELOPE(env, FAULT_REPORT, fault_report, &body);
+
+    body.kind = MAINSTAY__FAULT_KIND__FAULT_VM_SILENT;
+    body.node = (char *)"n1";
+    body.vm = (char *)vm->name;
+    body.has_epoch = true;
+    body.epoch = vm->epoch;
+    body.text = (char *)"told to be silent";
+    send_env(&env);
+}
+
+static void fault_take_back(const struct vm *vm)
+{
+    Mainstay__VmState body = MAINSTAY__VM_STATE__INIT;
+    ENVELOPE(env, VM_STATE, vm_state, &body);
+
+    body.vm = (char *)vm->name;
+    body.epoch = vm->epoch;
+    body.run_state = MST_RUN_RUNNING;
+    body.has_fault = true;
+    body.fault = MAINSTAY__FAULT_KIND__FAULT_NONE;
+    send_env(&env);
+}
+
+static void silence_say(void)
+{
+    bool silent = is_told("silent", true), answers = is_told("answers", true);
+
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
+        if (vms[i].used && silent)
+            fault_say(&vms[i]);
+        if (vms[i].used && answers)
+            fault_take_back(&vms[i]);
+    }
 }
 
 static void pattern(struct vm *vm)
@@ -601,8 +640,10 @@ static void on_closed(struct mst_sock *s, int err, const struct mst_why *why, vo
 static void on_beat(uv_timer_t *timer)
 {
     (void)timer;
-    if (status)
-        __atomic_fetch_add(&status->agent.beat, 1, __ATOMIC_RELAXED);
+    if (!status)
+        return;
+    __atomic_fetch_add(&status->agent.beat, 1, __ATOMIC_RELAXED);
+    silence_say();
 }
 
 int main(int argc, char **argv)

@@ -511,6 +511,40 @@ START_TEST(reports_wait_for_the_coordinator)
 }
 END_TEST
 
+static bool fault_is(void *arg)
+{
+    struct mst_vm_slot info;
+
+    return rig_slot(1, "web01", 5, &info) >= 0 && info.fault_kind == *(uint32_t *)arg;
+}
+
+static bool is_linked(void *arg)
+{
+    return ((struct rig_node *)arg)->link != NULL;
+}
+
+/* A coordinator that takes it for news rolls back a VM that is well. _i 1: it stays silent. */
+START_TEST(a_silence_that_was_taken_back_is_not_reported_any_more)
+{
+    uint32_t kind = MAINSTAY__FAULT_KIND__FAULT_VM_SILENT;
+
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "web01", 5, LOCAL, "x", NULL));
+    rig_coordinator_down();
+    rig_agent_tell(1, "silent", true);
+    ck_assert(rig_until(fault_is, &kind, 5000));
+    kind = MAINSTAY__FAULT_KIND__FAULT_NONE;
+    if (_i == 0) {
+        rig_agent_tell(1, "answers", true);
+        ck_assert(rig_until(fault_is, &kind, 5000));
+    }
+    rig_coordinator_up();
+    ck_assert(rig_until(is_linked, &rig->nodes[1], 5000));
+    ck_done_ok(rig_forget(1, "never", 1)); /* reports come before its answer: they are sent at the Welcome */
+    ck_assert_uint_eq(rig->nodes[1].report_count, (unsigned)_i);
+}
+END_TEST
+
 struct agent_wait {
     long not_pid;
 };
@@ -1066,6 +1100,7 @@ static void add_tests(TCase *tc)
     tcase_add_test(tc, forget_drops_memory_and_slot_of_what_is_fenced_only);
     tcase_add_test(tc, a_qemu_that_ends_is_reported_with_its_last_words);
     tcase_add_test(tc, reports_wait_for_the_coordinator);
+    tcase_add_loop_test(tc, a_silence_that_was_taken_back_is_not_reported_any_more, 0, 2);
     tcase_add_loop_test(tc, a_vm_lives_through_the_death_of_its_agent, 0, 2);
     tcase_add_test(tc, an_order_goes_on_with_the_next_agent);
     tcase_add_test(tc, the_next_agent_gets_open_orders_in_the_order_they_were_given);

@@ -429,6 +429,28 @@ START_TEST(the_next_epoch_starts_after_a_fence_at_any_moment_of_the_one_before)
 }
 END_TEST
 
+/* Whoever waits for that memory is told: an agent that waits for ever refuses every later epoch. */
+START_TEST(the_next_epoch_starts_after_one_that_was_forgotten_while_its_memory_was_made)
+{
+    long agent;
+
+    rig->vm_memory_mib = 120; /* making it takes longer than the two orders */
+    rig->nodes[1].memory_mib = 700;
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "other", 1, NONE, "x", NULL)); /* so the agent is there */
+    agent = rig_pid_of(1, "agent.pid");
+    rig_start_send(1, "web01", 5, LOCAL, "agent=silent", NULL);
+    for (int i = 0; i < 1000 && !rig_file_there(1, "web01.e5.ram"); i++)
+        rig_run_ms(1);
+    ck_done_ok(rig_fence(1, "web01", 5));
+    ck_done_ok(rig_forget(1, "web01", 5));
+    ck_assert(rig_file_there(1, "web01.e5.ram")); /* it is still being made */
+    rig->vm_memory_mib = 4;
+    ck_done_ok(rig_start(1, "web01", 6, LOCAL, "x", NULL));
+    ck_assert_int_eq(rig_pid_of(1, "agent.pid"), agent); /* it ends when it sees two epochs at a time */
+}
+END_TEST
+
 START_TEST(forget_drops_memory_and_slot_of_what_is_fenced_only)
 {
     rig_keeper_start(1);
@@ -1097,6 +1119,7 @@ static void add_tests(TCase *tc)
     tcase_add_test(tc, a_fence_of_an_unknown_vm_is_answered_and_remembered);
     tcase_add_loop_test(tc, a_fence_ends_a_start_that_is_under_way, 0, 5);
     tcase_add_loop_test(tc, the_next_epoch_starts_after_a_fence_at_any_moment_of_the_one_before, 0, 10);
+    tcase_add_test(tc, the_next_epoch_starts_after_one_that_was_forgotten_while_its_memory_was_made);
     tcase_add_test(tc, forget_drops_memory_and_slot_of_what_is_fenced_only);
     tcase_add_test(tc, a_qemu_that_ends_is_reported_with_its_last_words);
     tcase_add_test(tc, reports_wait_for_the_coordinator);

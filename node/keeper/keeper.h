@@ -313,6 +313,8 @@ void mst_mirrors_go(struct mst_keeper *k); /* what was held back by mst_tenure_s
 /* Output waits for mirrors from their first acknowledgement on, until the coordinator has them left out. *ret_seq: the newest checkpoint that all of
  * them have. False: there is none. */
 bool mst_mirrors_safe(const struct mst_vm *vm, uint64_t *ret_seq);
+/* The next checkpoint will be seq. When a mirror has that number already, its checkpoints are others: an agent that found its save damaged counts from 1. */
+void mst_mirrors_marked(const struct mst_vm *vm, uint64_t seq);
 unsigned mst_mirrors_hello(const struct mst_vm *vm, Mainstay__HeldMirror bodies[MST_MIRRORS_MAX],
                            Mainstay__HeldMirror *list[MST_MIRRORS_MAX]);
 

@@ -9,7 +9,8 @@
  * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N. Files in
  * RUN-DIR tell it more: `standby`, it says how QEMUs are started that are to wait; `standby-other`, in other words than it starts them with later;
  * `standby-none`, that it cannot; `memory-twice`, the memory of the next start is dropped and asked for once more before it is used. None (checkpoints) while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
- * is damaged after its commit. `silent`, `answers`, once each: its QEMUs are reported silent; that is taken back. */
+ * is damaged after its commit. `silent`, `answers`, once each: its QEMUs are reported silent; that is taken back. `anew`: its writers
+ * count from 1 again, as after a save that has rotted. */
 #include "base/clock.h"
 #include "base/file.h"
 #include "proto/socket.h"
@@ -349,6 +350,17 @@ static void mark(struct vm *vm)
     send_env(&env);
 }
 
+static void count_anew(struct vm *vm)
+{
+    mst_save_writer_free(vm->writer);
+    if (mst_save_writer_new(&vm->map, &vm->writer) < 0)
+        fatal("writer");
+    mark(vm);
+    mst_save_writer_free(vm->writer);
+    checkpoints(vm);
+    put_ask(vm, true);
+}
+
 static void on_next(uv_timer_t *timer)
 {
     struct vm *vm = timer->data;
@@ -358,6 +370,10 @@ static void on_next(uv_timer_t *timer)
 
     if (!vm->used)
         return;
+    if (is_told("anew", true)) {
+        count_anew(vm);
+        return;
+    }
     if (is_told("hold", false) && !is_told("one", true)) {
         uv_timer_start(timer, on_next, 30, 0);
         return;

@@ -312,6 +312,7 @@ START_TEST(killed_agent_is_replaced_while_vms_run_on)
 {
     struct fake_vm *vm = boot();
 
+    keeper->welcome_in_parts = _i;
     for (unsigned round = 0; round < 4; round++) {
         loop_for(&loop, 130 + round * 37);
         fake_agent_kill(keeper, SIGKILL);
@@ -1019,7 +1020,7 @@ int main(void)
     ADD(checkpoint_that_fails_is_told_of_until_there_is_a_good_one);
     ADD_ROUNDS(save_that_was_withdrawn_is_not_told_of_again, 2);
 #endif
-    ADD(killed_agent_is_replaced_while_vms_run_on);
+    ADD_ROUNDS(killed_agent_is_replaced_while_vms_run_on, 2);
     ADD_ROUNDS(agent_restarted_over_a_saved_vm_leaves_it_standing_until_told, 2);
     ADD(start_left_unfinished_by_a_dead_agent_is_begun_anew);
     ADD(start_repeated_while_it_runs_is_answered_at_once);

@@ -503,7 +503,7 @@ static void start(const mst_envelope *env)
 {
     const Mainstay__OrderStart *order = env->order_start;
     struct vm *vm = find(order->definition->name, order->epoch);
-    uint8_t packed[4096];
+    static uint8_t packed[MST_MESSAGE_BYTES_MAX];
 
     for (unsigned i = 0; i < MST_VMS_PER_NODE; i++)
         if (vms[i].used && vms[i].order && vms[i].epoch != order->epoch && strcmp(vms[i].name, order->definition->name) == 0)
@@ -592,6 +592,8 @@ static void answered(const mst_envelope *env)
 
 static void welcome(const Mainstay__AgentWelcome *w)
 {
+    static size_t all; /* there may be several, one behind the other */
+    char path[PATH_MAX + 16], number[24];
     size_t bytes;
 
     status = map_file(w->status_path, &bytes);
@@ -601,6 +603,10 @@ static void welcome(const Mainstay__AgentWelcome *w)
     snprintf(qemu, sizeof(qemu), "%s", w->qemu);
     snprintf(run_dir, sizeof(run_dir), "%s", w->run_dir);
     fprintf(stderr, "fake agent: welcomed with %zu VMs\n", w->n_vms);
+    all += w->n_vms;
+    snprintf(path, sizeof(path), "%s/agent-vms", run_dir);
+    snprintf(number, sizeof(number), "%zu", all);
+    mst_file_write_durable(path, number, strlen(number), 0600);
 }
 
 /* Which orders came, in order: the test reads it. */

@@ -607,6 +607,32 @@ START_TEST(a_vm_lives_through_the_death_of_its_agent)
 }
 END_TEST
 
+static bool next_agent_knows(void *arg)
+{
+    return rig_pid_of(1, "agent-vms") == *(long *)arg;
+}
+
+START_TEST(the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message)
+{
+    char append[2001], kernel[4001], name[16];
+    long count = 12;
+
+    memset(append, 'x', sizeof(append) - 1);
+    memset(kernel, 'k', sizeof(kernel) - 1);
+    append[sizeof(append) - 1] = kernel[sizeof(kernel) - 1] = '\0';
+    kernel[0] = '/';
+    rig->kernel = kernel;
+    rig->nodes[1].memory_mib = 500;
+    rig_keeper_start(1);
+    for (long i = 0; i < count; i++) {
+        snprintf(name, sizeof(name), "web%02ld", i);
+        ck_done_ok(rig_start(1, name, 5, NONE, append, NULL));
+    }
+    ck_assert_int_eq(kill((pid_t)rig_pid_of(1, "agent.pid"), SIGKILL), 0);
+    ck_assert(rig_until(next_agent_knows, &count, 10000));
+}
+END_TEST
+
 START_TEST(an_order_goes_on_with_the_next_agent)
 {
     rig_keeper_start(1);
@@ -1125,6 +1151,7 @@ static void add_tests(TCase *tc)
     tcase_add_test(tc, reports_wait_for_the_coordinator);
     tcase_add_loop_test(tc, a_silence_that_was_taken_back_is_not_reported_any_more, 0, 2);
     tcase_add_loop_test(tc, a_vm_lives_through_the_death_of_its_agent, 0, 2);
+    tcase_add_test(tc, the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message);
     tcase_add_test(tc, an_order_goes_on_with_the_next_agent);
     tcase_add_test(tc, the_next_agent_gets_open_orders_in_the_order_they_were_given);
     tcase_add_test(tc, a_fault_record_is_written_into_main_storage);

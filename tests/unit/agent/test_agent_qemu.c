@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "conf/conf.h"
+#include "node/agent/qmp.h"
 #include "tests/guest/witness.h"
 #include "tests/lib/fake_keeper.h"
 
@@ -521,6 +522,21 @@ START_TEST(silence_of_before_the_agent_was_replaced_is_taken_back)
 }
 END_TEST
 
+START_TEST(qemu_that_hangs_is_reported_as_soon_when_the_agent_is_replaced_meanwhile)
+{
+    struct fake_vm *vm = boot();
+
+    kill(vm->guest.pid, SIGSTOP);
+    fake_agent_kill(keeper, SIGKILL);
+    ck_assert_uint_eq(keeper->fault_count, 0);
+    fake_agent_start(keeper, MST_TEST_AGENT);
+    ck_assert(fake_wait_fault(keeper, MAINSTAY__FAULT_KIND__FAULT_VM_SILENT, MST_QMP_SILENT_MS * 4));
+    kill(vm->guest.pid, SIGCONT);
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
 struct wanted { /* of the save record */
     struct fake_vm *vm;
     enum mst_save_trouble trouble;
@@ -1029,6 +1045,7 @@ int main(void)
     ADD(panicked_guest_is_reported_and_resumed_from_before_the_panic);
     ADD_ROUNDS(stopped_qemu_is_reported_silent_and_goes_on_when_it_is_continued, 2);
     ADD(silence_of_before_the_agent_was_replaced_is_taken_back);
+    ADD(qemu_that_hangs_is_reported_as_soon_when_the_agent_is_replaced_meanwhile);
     ADD(checkpoint_that_qemu_does_not_end_is_told_of_while_it_is_under_way);
     ADD(checkpoint_that_fits_no_delta_is_told_of_and_is_one_all_the_same);
     ADD(guest_runs_before_its_shadow_is_made_and_can_be_saved_meanwhile);

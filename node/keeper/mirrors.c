@@ -567,8 +567,6 @@ void mst_mirrors_second(struct mst_keeper *k)
         else
             mst_mirror_ask(m, true); /* an idle link notices nothing of a peer that vanished */
     }
-    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++)
-        mst_mirror_put_done(&k->vms[i]); /* an answer that could not be sent */
     for (m = k->mirrors->first; m; m = m->next)
         if (m->vm && is_news(m, now_ms))
             state_tell(m);

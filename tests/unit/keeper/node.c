@@ -5,6 +5,7 @@
 
 #include <check.h>
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -633,6 +634,24 @@ START_TEST(the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message)
 }
 END_TEST
 
+#ifdef MST_FAULT_POINTS
+/* _i: what does not reach the agent: the order, that its memory is there. */
+START_TEST(an_agent_that_something_did_not_reach_is_replaced)
+{
+    char after[PATH_MAX], point[32];
+
+    snprintf(after, sizeof(after), "%s/lose", rig->nodes[1].run_dir);
+    snprintf(point, sizeof(point), "agent.send:%d", _i);
+    setenv("MST_FAULT", point, 1);
+    setenv("MST_FAULT_AFTER", after, 1);
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "other", 1, NONE, "x", NULL)); /* so the agent is there */
+    rig_agent_tell(1, "lose", true);
+    ck_done_ok(rig_start(1, "web01", 5, LOCAL, "x", NULL));
+}
+END_TEST
+#endif
+
 START_TEST(an_order_goes_on_with_the_next_agent)
 {
     rig_keeper_start(1);
@@ -1152,6 +1171,9 @@ static void add_tests(TCase *tc)
     tcase_add_loop_test(tc, a_silence_that_was_taken_back_is_not_reported_any_more, 0, 2);
     tcase_add_loop_test(tc, a_vm_lives_through_the_death_of_its_agent, 0, 2);
     tcase_add_test(tc, the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message);
+#ifdef MST_FAULT_POINTS
+    tcase_add_loop_test(tc, an_agent_that_something_did_not_reach_is_replaced, 1, 3);
+#endif
     tcase_add_test(tc, an_order_goes_on_with_the_next_agent);
     tcase_add_test(tc, the_next_agent_gets_open_orders_in_the_order_they_were_given);
     tcase_add_test(tc, a_fault_record_is_written_into_main_storage);

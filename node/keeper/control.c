@@ -47,7 +47,8 @@ struct mst_control {
 
 struct report { /* kept until a coordinator says Done: what it decided by then is durable */
     struct report *next;
-    uint64_t id; /* of its envelope */
+    uint64_t id;       /* of its envelope */
+    uint64_t again_ms; /* the coordinator had no room for it: then once more; 0: it has not said so */
     Mainstay__FaultKind kind;
     char vm[MST_NAME_BYTES]; /* "": of the node */
     uint64_t epoch;
@@ -164,6 +165,7 @@ static struct report *report_keep(struct mst_controls *controls, const Mainstay_
         return NULL;
     }
     one->next = NULL;
+    one->again_ms = 0;
     one->id = ++controls->next_report;
     one->kind = report->kind;
     snprintf(one->vm, sizeof(one->vm), "%s", report->vm ? report->vm : "");
@@ -202,9 +204,9 @@ static void report_answered(struct mst_control *c, const mst_envelope *env)
         at = &(*at)->next;
     if (!*at)
         return;
-    if (env->done->error == EBUSY) {
-        log_notice("coordinator=%s has no room for report %" PRIu64 " now: it is sent again with the next link", c->to->address,
-                   env->reply_to);
+    if (env->done->error == EBUSY || env->done->error == ENOBUFS) {
+        log_notice("coordinator=%s has no room for report %" PRIu64 " now: it is sent again", c->to->address, env->reply_to);
+        (*at)->again_ms = mst_now_ms() + MST_REPORT_AGAIN_MS;
         return;
     }
     if (env->done->error != 0)
@@ -259,6 +261,19 @@ static void reports_flush(struct mst_control *c)
 {
     for (const struct report *one = c->controls->first; one; one = one->next)
         report_send(c, one);
+}
+
+void mst_controls_second(struct mst_keeper *k)
+{
+    uint64_t now_ms = mst_now_ms();
+
+    for (struct report *one = k->controls ? k->controls->first : NULL; one; one = one->next) {
+        if (one->again_ms == 0 || now_ms < one->again_ms)
+            continue;
+        one->again_ms = 0;
+        for (unsigned i = 0; i < k->controls->count; i++)
+            report_send(&k->controls->list[i], one);
+    }
 }
 
 /* --- Hello --- */

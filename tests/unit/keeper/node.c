@@ -534,6 +534,30 @@ START_TEST(reports_wait_for_the_coordinator)
 }
 END_TEST
 
+static bool has_two_reports(void *arg)
+{
+    return ((struct rig_node *)arg)->report_count == 2;
+}
+
+START_TEST(a_report_there_was_no_room_for_comes_again_on_the_same_link)
+{
+    static const int errors[] = {ENOBUFS, EBUSY};
+    struct rig_node *node = &rig->nodes[1];
+    unsigned number = 1;
+
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "web01", 5, LOCAL, "x", NULL));
+    ck_assert_int_eq(kill((pid_t)rig_pid_of(1, "vm/web01/qemu.pid"), SIGKILL), 0);
+    ck_assert(rig_until(has_report, &number, 5000));
+    rig_report_answer(1, 0, errors[_i]);
+    ck_assert(rig_until(has_two_reports, node, 10000));
+    ck_assert_int_eq(node->reports[1]->fault_report->kind, MAINSTAY__FAULT_KIND__FAULT_VM_EXITED);
+    rig_report_answer(1, 1, 0);
+    rig_run_ms(6000); /* and then no more */
+    ck_assert_uint_eq(node->report_count, 2);
+}
+END_TEST
+
 static bool fault_is(void *arg)
 {
     struct mst_vm_slot info;
@@ -1168,6 +1192,7 @@ static void add_tests(TCase *tc)
     tcase_add_test(tc, forget_drops_memory_and_slot_of_what_is_fenced_only);
     tcase_add_test(tc, a_qemu_that_ends_is_reported_with_its_last_words);
     tcase_add_test(tc, reports_wait_for_the_coordinator);
+    tcase_add_loop_test(tc, a_report_there_was_no_room_for_comes_again_on_the_same_link, 0, 2);
     tcase_add_loop_test(tc, a_silence_that_was_taken_back_is_not_reported_any_more, 0, 2);
     tcase_add_loop_test(tc, a_vm_lives_through_the_death_of_its_agent, 0, 2);
     tcase_add_test(tc, the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message);

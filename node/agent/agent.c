@@ -52,14 +52,20 @@ static char *own(const char *text)
     return copy;
 }
 
+static void attach_all(struct mst_agent *agent, const Mainstay__AgentWelcome *welcome)
+{
+    for (size_t i = 0; i < welcome->n_vms; i++)
+        mst_vm_attach(agent, welcome->vms[i]);
+}
+
 static void on_welcome(struct mst_agent *agent, const mst_envelope *env)
 {
     const Mainstay__AgentWelcome *welcome = env->agent_welcome;
     struct mst_why why;
     int r;
 
-    if (agent->welcomed) {
-        log_warning("a second welcome is ignored");
+    if (agent->welcomed) { /* the VMs that did not fit into the one before */
+        attach_all(agent, welcome);
         return;
     }
     r = mst_status_map(welcome->status_path, welcome->instance, &agent->status, &why);
@@ -86,8 +92,7 @@ static void on_welcome(struct mst_agent *agent, const mst_envelope *env)
         log_warning("dirty pages are found by comparing all pages, the pause of a checkpoint grows with a VM's memory: %s",
                     why.text);
     mst_faults_watch(agent);
-    for (size_t i = 0; i < welcome->n_vms; i++)
-        mst_vm_attach(agent, welcome->vms[i]);
+    attach_all(agent, welcome);
 }
 
 /* --- orders --- */

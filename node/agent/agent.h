@@ -174,6 +174,7 @@ struct mst_vm *mst_vm_find(struct mst_agent *agent, const char *name, uint64_t e
 int mst_vm_dir(const struct mst_agent *agent, const char *name, char *buf, size_t size); /* its run directory; -ENAMETOOLONG */
 /* Lets go of everything of QEMU: monitors, load, resume. The checkpointer goes with mst_vm_drop_ckpt. */
 void mst_vm_disconnect(struct mst_vm *vm);
+uint32_t mst_vm_silent_ms(const struct mst_vm *vm); /* so long its QEMU may take for its greeting, and to be prepared */
 /* then runs from the loop once no worker of the checkpointer is left; at once inside when there is none. */
 void mst_vm_drop_ckpt(struct mst_vm *vm, void (*then)(struct mst_vm *vm));
 void mst_vm_end(struct mst_vm *vm); /* QEMU is gone, or never was: forget the VM; what it saved stays in main storage */

@@ -291,6 +291,12 @@ static void on_ready(struct mst_qmp *qmp, void *arg)
 
 static const struct mst_qmp_events monitor_events = {on_ready, on_event, on_closed};
 
+/* One that runs already has no reason to be slow. One that is stopped takes a connection as well: the kernel does, on its behalf. */
+uint32_t mst_vm_silent_ms(const struct mst_vm *vm)
+{
+    return vm->attaching ? MST_QMP_SILENT_MS : MST_VM_CONNECT_MS;
+}
+
 static void try_connect(uv_timer_t *timer)
 {
     struct mst_vm *vm = timer->data;
@@ -299,7 +305,7 @@ static void try_connect(uv_timer_t *timer)
     int r = mst_path(path, sizeof(path), "%s/" MST_QMP_SOCK, vm->dir);
 
     if (r == 0)
-        r = mst_qmp_connect(vm->agent->loop, path, MST_VM_CONNECT_MS, &monitor_events, vm, &vm->qmp);
+        r = mst_qmp_connect(vm->agent->loop, path, mst_vm_silent_ms(vm), &monitor_events, vm, &vm->qmp);
     if (r == 0) {
         mst_qmp_patience(vm->qmp, &vm->patience);
         return; /* its greeting has a deadline of its own */

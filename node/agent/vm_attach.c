@@ -18,7 +18,6 @@
 
 static void attached(struct mst_vm *vm, enum mst_vm_state as)
 {
-    bool was_silent = vm->silent;
     struct mst_pub_head head;
     struct mst_save_record record;
     struct mst_why why;
@@ -43,8 +42,8 @@ static void attached(struct mst_vm *vm, enum mst_vm_state as)
     }
     if (vm->panicked)
         mst_vm_saw_panic(vm);
-    else
-        mst_vm_tell(vm, as == VM_SAVED ? MST_RUN_PAUSED : MST_RUN_RUNNING, was_silent, MAINSTAY__FAULT_KIND__FAULT_NONE);
+    else /* it answers: what the agent before us reported of it, perhaps, is over */
+        mst_vm_tell(vm, as == VM_SAVED ? MST_RUN_PAUSED : MST_RUN_RUNNING, true, MAINSTAY__FAULT_KIND__FAULT_NONE);
     if (vm->start_waiters.count > 0)
         mst_vm_answer_started(vm);
     /* Orders that came meanwhile. */

@@ -549,7 +549,7 @@ static void on_capabilities(struct mst_qmp *qmp, int err, const json_t *ret, con
     }
     /* The default of 128 MiB/s would stretch the pause. */
     r = mst_qmp_execute(qmp, "migrate-set-parameters", json_pack("{s:I}", "max-bandwidth", (json_int_t)1 << 40), -1,
-                        MST_VM_CONNECT_MS, on_parameters, vm);
+                        mst_vm_silent_ms(vm), on_parameters, vm);
     if (r < 0)
         capability_refused(vm, r, why);
 }
@@ -562,7 +562,7 @@ void mst_vm_set_capabilities(struct mst_vm *vm, void (*then)(struct mst_vm *vm))
     int r;
 
     vm->capable_then = then;
-    r = mst_qmp_execute(vm->qmp, "migrate-set-capabilities", arguments, -1, MST_VM_CONNECT_MS, on_capabilities, vm);
+    r = mst_qmp_execute(vm->qmp, "migrate-set-capabilities", arguments, -1, mst_vm_silent_ms(vm), on_capabilities, vm);
     if (r < 0) {
         mst_why_set(&why, r, "cannot prepare QEMU: %s", mst_errname(r));
         capability_refused(vm, r, &why);

@@ -61,7 +61,16 @@ uint64_t mst_agent_session(const struct mst_keeper *k)
 
 int mst_agent_send(struct mst_keeper *k, const mst_envelope *env)
 {
-    return mst_agent_up(k) ? mst_sock_send(k->agent->sock, env) : -ENOTCONN;
+    int r = mst_agent_up(k) ? 0 : -ENOTCONN;
+
+    MST_FAULT("agent.send", r = -ENOBUFS);
+    if (r == 0)
+        r = mst_sock_send(k->agent->sock, env);
+    if (r == -ENOBUFS || r == -ENOMEM) { /* what it waits for is never told again to it; its successor asks for all of it */
+        log_error("message %d to the agent is lost, another agent is needed: %s", (int)env->body_case, strerror(-r));
+        mst_sock_close(k->agent->sock);
+    }
+    return r;
 }
 
 int mst_agent_reply_error(struct mst_keeper *k, uint64_t reply_to, int err, const struct mst_why *why)
@@ -74,7 +83,6 @@ int mst_agent_reply_error(struct mst_keeper *k, uint64_t reply_to, int err, cons
     mst_done_fill(&done, err, why);
     env.has_reply_to = 1;
     env.reply_to = reply_to;
-    MST_FAULT("agent.reply", return -ENOBUFS);
     return mst_agent_send(k, &env);
 }
 

@@ -336,6 +336,8 @@ static int run_vm_state(struct mst_keeper *k, const mst_envelope *env, struct ms
         return mst_why_set(why, -EINVAL, "an agent reports running or paused, not state %u", news->run_state);
     if (!vm->proc)
         return mst_why_set(why, -ESRCH, "%s epoch %" PRIu64 " has no QEMU here", vm->name, vm->epoch);
+    if (news->has_fault && news->fault == MAINSTAY__FAULT_KIND__FAULT_NONE)
+        mst_control_report_over(k, vm->name, vm->epoch);
     if (news->has_fault && news->fault != vm->fault_kind)
         mst_slot_fault(vm, news->fault);
     mst_slot_move(vm, news->run_state, "the agent says so");
@@ -455,6 +457,21 @@ static void welcome_vm(struct welcome_buffer *b, struct mst_vm *vm)
     b->list[b->welcome.n_vms++] = out;
 }
 
+/* One more VM: what does not fit with those before goes into the next welcome. */
+static int welcome_more(struct mst_keeper *k, struct welcome_buffer *b, const mst_envelope *env, struct mst_vm *vm)
+{
+    int r;
+
+    welcome_vm(b, vm);
+    if (b->welcome.n_vms < 2 || mainstay__envelope__get_packed_size(env) <= MST_ENVELOPE_BYTES_MAX)
+        return 0;
+    b->welcome.n_vms--;
+    r = mst_agent_send(k, env);
+    b->list[0] = b->list[b->welcome.n_vms];
+    b->welcome.n_vms = 1;
+    return r;
+}
+
 void mst_agent_welcome(struct mst_keeper *k)
 {
     struct welcome_buffer *b = calloc(1, sizeof(*b));
@@ -476,8 +493,9 @@ void mst_agent_welcome(struct mst_keeper *k)
     b->welcome.vms = b->list;
     for (i = 0; i < MST_VMS_PER_NODE; i++) {
         k->vms[i].areas_reply_to = 0; /* asked by its predecessor */
-        if (k->vms[i].used && !k->vms[i].drop_pending && mst_guard_check(k->guard, k->vms[i].name, k->vms[i].epoch, NULL) == 0)
-            welcome_vm(b, &k->vms[i]);
+        if (r == 0 && k->vms[i].used && !k->vms[i].drop_pending &&
+            mst_guard_check(k->guard, k->vms[i].name, k->vms[i].epoch, NULL) == 0)
+            r = welcome_more(k, b, &env, &k->vms[i]);
     }
     if (r == 0)
         r = mst_agent_send(k, &env);

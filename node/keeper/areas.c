@@ -51,10 +51,12 @@ static void make_end(struct mst_make *job)
         if (!vm->drop_pending && !vm->image)
             mst_server_vm_ready(vm);
     }
-    if (!vm->drop_pending && vm->image)
-        mst_images_areas_made(vm, job->err, &job->why);
-    else if (!vm->drop_pending)
+    if (vm->drop_pending) /* the agent waits all the same, and takes no later epoch of this VM before it knows */
+        job->err = mst_why_set(&job->why, -ESTALE, "its start was ended while its memory was made");
+    if (!vm->image)
         mst_agent_areas_made(vm, job->err, &job->why);
+    else if (!vm->drop_pending)
+        mst_images_areas_made(vm, job->err, &job->why);
     mst_slot_release(vm);
     free(job);
 }

@@ -47,7 +47,11 @@ struct mst_control {
 
 struct report { /* kept until a coordinator says Done: what it decided by then is durable */
     struct report *next;
-    uint64_t id; /* of its envelope */
+    uint64_t id;       /* of its envelope */
+    uint64_t again_ms; /* the coordinator had no room for it: then once more; 0: it has not said so */
+    Mainstay__FaultKind kind;
+    char vm[MST_NAME_BYTES]; /* "": of the node */
+    uint64_t epoch;
     size_t bytes;
     uint8_t data[]; /* packed FaultReport */
 };
@@ -161,7 +165,11 @@ static struct report *report_keep(struct mst_controls *controls, const Mainstay_
         return NULL;
     }
     one->next = NULL;
+    one->again_ms = 0;
     one->id = ++controls->next_report;
+    one->kind = report->kind;
+    snprintf(one->vm, sizeof(one->vm), "%s", report->vm ? report->vm : "");
+    one->epoch = report->has_epoch ? report->epoch : 0;
     one->bytes = mainstay__fault_report__pack(report, one->data);
     if (controls->reports >= MST_REPORTS_MAX) {
         report_drop(controls, &controls->first); /* the oldest: its VM's fault flag still stands in the beat line */
@@ -196,9 +204,9 @@ static void report_answered(struct mst_control *c, const mst_envelope *env)
         at = &(*at)->next;
     if (!*at)
         return;
-    if (env->done->error == EBUSY) {
-        log_notice("coordinator=%s has no room for report %" PRIu64 " now: it is sent again with the next link", c->to->address,
-                   env->reply_to);
+    if (env->done->error == EBUSY || env->done->error == ENOBUFS) {
+        log_notice("coordinator=%s has no room for report %" PRIu64 " now: it is sent again", c->to->address, env->reply_to);
+        (*at)->again_ms = mst_now_ms() + MST_REPORT_AGAIN_MS;
         return;
     }
     if (env->done->error != 0)
@@ -233,10 +241,39 @@ void mst_control_report(struct mst_keeper *k, const Mainstay__FaultReport *repor
         report_send(&controls->list[i], one);
 }
 
+void mst_control_report_over(struct mst_keeper *k, const char *vm, uint64_t epoch)
+{
+    struct report **at = k->controls ? &k->controls->first : NULL;
+
+    while (at && *at) {
+        struct report *one = *at;
+
+        if (one->kind == MAINSTAY__FAULT_KIND__FAULT_VM_SILENT && one->epoch == epoch && strcmp(one->vm, vm) == 0) {
+            log_notice("vm=%s epoch=%" PRIu64 " report %" PRIu64 " is taken back before it was answered", vm, epoch, one->id);
+            report_drop(k->controls, at);
+        } else {
+            at = &one->next;
+        }
+    }
+}
+
 static void reports_flush(struct mst_control *c)
 {
     for (const struct report *one = c->controls->first; one; one = one->next)
         report_send(c, one);
+}
+
+void mst_controls_second(struct mst_keeper *k)
+{
+    uint64_t now_ms = mst_now_ms();
+
+    for (struct report *one = k->controls ? k->controls->first : NULL; one; one = one->next) {
+        if (one->again_ms == 0 || now_ms < one->again_ms)
+            continue;
+        one->again_ms = 0;
+        for (unsigned i = 0; i < k->controls->count; i++)
+            report_send(&k->controls->list[i], one);
+    }
 }
 
 /* --- Hello --- */

@@ -56,6 +56,7 @@
 #define MST_AGENT_BACKOFF_MIN_MS 200
 #define MST_AGENT_BACKOFF_MAX_MS 5000
 #define MST_AGENT_SETTLED_MS     10000 /* an agent that lived so long starts over with the shortest backoff */
+#define MST_REPORT_AGAIN_MS      5000  /* one for which a coordinator had no room */
 #define MST_REPORTS_MAX          256u  /* fault reports kept while no coordinator is connected */
 #define MST_ORDERS_MAX           256u  /* orders relayed to the agent and not answered */
 static_assert(MST_KILL_DEADLINE_MS < MST_ORDER_DEADLINE_MS, "a start that failed is cleaned up within its order");
@@ -313,6 +314,8 @@ void mst_mirrors_go(struct mst_keeper *k); /* what was held back by mst_tenure_s
 /* Output waits for mirrors from their first acknowledgement on, until the coordinator has them left out. *ret_seq: the newest checkpoint that all of
  * them have. False: there is none. */
 bool mst_mirrors_safe(const struct mst_vm *vm, uint64_t *ret_seq);
+/* The next checkpoint will be seq. When a mirror has that number already, its checkpoints are others: an agent that found its save damaged counts from 1. */
+void mst_mirrors_marked(const struct mst_vm *vm, uint64_t seq);
 unsigned mst_mirrors_hello(const struct mst_vm *vm, Mainstay__HeldMirror bodies[MST_MIRRORS_MAX],
                            Mainstay__HeldMirror *list[MST_MIRRORS_MAX]);
 
@@ -356,6 +359,7 @@ void mst_pulls_wake(struct mst_keeper *k);                                   /* 
 int mst_controls_new(struct mst_keeper *k);
 void mst_controls_free(struct mst_keeper *k);
 void mst_controls_device_up(struct mst_keeper *k);
+void mst_controls_second(struct mst_keeper *k);
 void mst_controls_probe(
     struct mst_keeper *k); /* finds out soon whether the links of those that welcomed us still lead anywhere */
 bool mst_controls_welcomed(const struct mst_keeper *k); /* by any, and the link is up */
@@ -366,6 +370,8 @@ void mst_control_tell(struct mst_keeper *k, mst_envelope *env); /* news, to ever
 void mst_control_event(struct mst_vm *vm, const char *text);    /* VmEvent to every coordinator that welcomed us */
 /* Sends, or keeps until a coordinator welcomes us. node, instance and reporter are filled in when absent. */
 void mst_control_report(struct mst_keeper *k, const Mainstay__FaultReport *report);
+/* The VM answers again: a report of its silence that nobody has answered is not sent any more. */
+void mst_control_report_over(struct mst_keeper *k, const char *vm, uint64_t epoch);
 
 /* --- manage.c --- */
 int mst_manage_new(struct mst_keeper *k); /* nothing without a management address in the configuration */

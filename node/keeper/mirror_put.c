@@ -422,8 +422,8 @@ void mst_mirror_put_done(struct mst_vm *vm)
     for (const struct mst_mirror *m = k->mirrors->first; m; m = m->next)
         if (m->vm == vm && m->pending && !MST_MUTANT(73))
             return;
-    if (put->session == mst_agent_session(k) && mst_agent_reply_error(k, put->reply_to, 0, NULL) < 0)
-        return; /* mst_mirrors_second: without an answer it would take no checkpoint any more */
+    if (put->session == mst_agent_session(k))
+        mst_agent_reply_error(k, put->reply_to, 0, NULL);
     put->open = false;
 }
 

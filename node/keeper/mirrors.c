@@ -110,16 +110,25 @@ void mst_mirror_maybe_join(struct mst_mirror *m)
 
 bool mst_mirrors_safe(const struct mst_vm *vm, uint64_t *ret_seq)
 {
+    uint64_t acked;
     bool any = false;
 
     for (const struct mst_mirror *m = vm->keeper->mirrors ? vm->keeper->mirrors->first : NULL; m; m = m->next) {
         if (m->vm != vm || !m->waited || (MST_MUTANT(76) && m->phase == MAINSTAY__MIRROR_PHASE__MIRROR_FAILED))
             continue;
-        if (!any || m->acked < *ret_seq)
-            *ret_seq = m->acked;
+        acked = m->outcounted ? 0 : m->acked;
+        if (!any || acked < *ret_seq)
+            *ret_seq = acked;
         any = true;
     }
     return any;
+}
+
+void mst_mirrors_marked(const struct mst_vm *vm, uint64_t seq)
+{
+    for (struct mst_mirror *m = vm->keeper->mirrors ? vm->keeper->mirrors->first : NULL; m; m = m->next)
+        if (m->vm == vm && m->acked >= seq)
+            m->outcounted = true; /* CheckpointPut ends it; whoever takes the VM over may resume from it until it is left out */
 }
 
 unsigned mst_mirrors_hello(const struct mst_vm *vm, Mainstay__HeldMirror bodies[MST_MIRRORS_MAX],
@@ -558,8 +567,6 @@ void mst_mirrors_second(struct mst_keeper *k)
         else
             mst_mirror_ask(m, true); /* an idle link notices nothing of a peer that vanished */
     }
-    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++)
-        mst_mirror_put_done(&k->vms[i]); /* an answer that could not be sent */
     for (m = k->mirrors->first; m; m = m->next)
         if (m->vm && is_news(m, now_ms))
             state_tell(m);

@@ -63,6 +63,7 @@ struct mst_mirror {
     uint64_t sending_ns, sending_since_ns; /* see mst_mirror_sending_ns; since: 0: all is acknowledged */
     uint64_t acked_after_ns;               /* so long after the guest stood still for acked */
     bool waited;                           /* output waits for it */
+    bool outcounted;                       /* the agent has begun to count anew: acked is nothing that it counts now */
     struct {
         Mainstay__MirrorPhase phase;
         uint64_t acked, sent, filled, ms;

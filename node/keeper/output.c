@@ -68,6 +68,7 @@ int mst_output_mark(struct mst_keeper *k, const mst_envelope *env, struct mst_wh
     if (r < 0 || !vm->output)
         return r;
     gate = &vm->output->gate;
+    mst_mirrors_marked(vm, request->seq);
     if (!mst_gate_mark(gate, request->seq, mst_console_take(vm), mst_mirrors_safe(vm, &safe)))
         return 0;
     r = cut(vm);

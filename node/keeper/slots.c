@@ -146,6 +146,7 @@ static void on_second(uv_timer_t *timer)
     mst_node_publish(k);
     mst_mirrors_second(k);
     mst_standbys_second(k);
+    mst_controls_second(k);
     for (i = 0; i < MST_VMS_PER_NODE; i++)
         if (k->vms[i].used && mst_console_bytes(&k->vms[i]) != k->vms[i].console_published)
             mst_slot_publish(&k->vms[i]);

@@ -380,6 +380,13 @@ static void on_hello(struct fake_keeper *k)
     }
     env.body_case = MAINSTAY__ENVELOPE__BODY_AGENT_WELCOME;
     env.agent_welcome = &welcome;
+    if (k->welcome_in_parts) {
+        size_t count = welcome.n_vms;
+
+        welcome.n_vms = 0;
+        send_env(k, &env);
+        welcome.n_vms = count;
+    }
     send_env(k, &env);
 }
 

@@ -78,6 +78,7 @@ struct fake_keeper {
     uint32_t put_ms; /* say it so late */
     uint64_t put_id;
     uv_timer_t put_timer;
+    bool welcome_in_parts;   /* all VMs in a second message */
     uint32_t delta_capacity; /* not 0: pages in each delta, instead of what a keeper gives */
 };
 

@@ -78,7 +78,7 @@ static const struct {
     /* keeper: as the source of a mirror, and as one */
     {"mirror.put.begun", K_},
     {"mirror.put.done", K_},
-    {"agent.reply", K_},
+    {"agent.send", K_},
     {"mirror.written", K_},
     {"mirror.acked", K_},
     {"mirror.commit", K_},

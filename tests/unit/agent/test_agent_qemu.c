@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "conf/conf.h"
+#include "node/agent/qmp.h"
 #include "tests/guest/witness.h"
 #include "tests/lib/fake_keeper.h"
 
@@ -312,6 +313,7 @@ START_TEST(killed_agent_is_replaced_while_vms_run_on)
 {
     struct fake_vm *vm = boot();
 
+    keeper->welcome_in_parts = _i;
     for (unsigned round = 0; round < 4; round++) {
         loop_for(&loop, 130 + round * 37);
         fake_agent_kill(keeper, SIGKILL);
@@ -494,6 +496,42 @@ START_TEST(stopped_qemu_is_reported_silent_and_goes_on_when_it_is_continued)
         seq = fake_seq(vm, NULL);
         ck_assert(fake_wait_seq(keeper, vm, seq + 3, LONG_MS));
     }
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
+static bool has_no_fault(void *arg)
+{
+    return ((struct fake_vm *)arg)->fault == MAINSTAY__FAULT_KIND__FAULT_NONE;
+}
+
+START_TEST(silence_of_before_the_agent_was_replaced_is_taken_back)
+{
+    struct fake_vm *vm = boot();
+
+    kill(vm->guest.pid, SIGSTOP);
+    ck_assert(fake_wait_fault(keeper, MAINSTAY__FAULT_KIND__FAULT_VM_SILENT, LONG_MS));
+    vm->fault = MAINSTAY__FAULT_KIND__FAULT_VM_SILENT; /* as a keeper's slot says */
+    fake_agent_kill(keeper, SIGKILL);
+    kill(vm->guest.pid, SIGCONT);
+    fake_agent_start(keeper, MST_TEST_AGENT);
+    ck_assert(loop_until(&loop, has_no_fault, vm, LONG_MS));
+    all_is_well();
+    agent_ends_well();
+}
+END_TEST
+
+START_TEST(qemu_that_hangs_is_reported_as_soon_when_the_agent_is_replaced_meanwhile)
+{
+    struct fake_vm *vm = boot();
+
+    kill(vm->guest.pid, SIGSTOP);
+    fake_agent_kill(keeper, SIGKILL);
+    ck_assert_uint_eq(keeper->fault_count, 0);
+    fake_agent_start(keeper, MST_TEST_AGENT);
+    ck_assert(fake_wait_fault(keeper, MAINSTAY__FAULT_KIND__FAULT_VM_SILENT, MST_QMP_SILENT_MS * 4));
+    kill(vm->guest.pid, SIGCONT);
     all_is_well();
     agent_ends_well();
 }
@@ -998,7 +1036,7 @@ int main(void)
     ADD(checkpoint_that_fails_is_told_of_until_there_is_a_good_one);
     ADD_ROUNDS(save_that_was_withdrawn_is_not_told_of_again, 2);
 #endif
-    ADD(killed_agent_is_replaced_while_vms_run_on);
+    ADD_ROUNDS(killed_agent_is_replaced_while_vms_run_on, 2);
     ADD_ROUNDS(agent_restarted_over_a_saved_vm_leaves_it_standing_until_told, 2);
     ADD(start_left_unfinished_by_a_dead_agent_is_begun_anew);
     ADD(start_repeated_while_it_runs_is_answered_at_once);
@@ -1006,6 +1044,8 @@ int main(void)
     ADD(damaged_device_state_never_reaches_a_running_guest);
     ADD(panicked_guest_is_reported_and_resumed_from_before_the_panic);
     ADD_ROUNDS(stopped_qemu_is_reported_silent_and_goes_on_when_it_is_continued, 2);
+    ADD(silence_of_before_the_agent_was_replaced_is_taken_back);
+    ADD(qemu_that_hangs_is_reported_as_soon_when_the_agent_is_replaced_meanwhile);
     ADD(checkpoint_that_qemu_does_not_end_is_told_of_while_it_is_under_way);
     ADD(checkpoint_that_fits_no_delta_is_told_of_and_is_one_all_the_same);
     ADD(guest_runs_before_its_shadow_is_made_and_can_be_saved_meanwhile);

@@ -9,7 +9,8 @@
  * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N. Files in
  * RUN-DIR tell it more: `standby`, it says how QEMUs are started that are to wait; `standby-other`, in other words than it starts them with later;
  * `standby-none`, that it cannot; `memory-twice`, the memory of the next start is dropped and asked for once more before it is used. None (checkpoints) while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
- * is damaged after its commit. */
+ * is damaged after its commit. `silent`, `answers`, once each: its QEMUs are reported silent; that is taken back. `anew`: its writers
+ * count from 1 again, as after a save that has rotted. */
 #include "base/clock.h"
 #include "base/file.h"
 #include "proto/socket.h"
@@ -235,6 +236,45 @@ static void state_say(struct vm *vm, uint32_t run_state)
     send_env(&env);
 }
 
+static void fault_say(const struct vm *vm)
+{
+    Mainstay__FaultReport body = MAINSTAY__FAULT_REPORT__INIT;
+    ENVELOPE(env, FAULT_REPORT, fault_report, &body);
+
+    body.kind = MAINSTAY__FAULT_KIND__FAULT_VM_SILENT;
+    body.node = (char *)"n1";
+    body.vm = (char *)vm->name;
+    body.has_epoch = true;
+    body.epoch = vm->epoch;
+    body.text = (char *)"told to be silent";
+    send_env(&env);
+}
+
+static void fault_take_back(const struct vm *vm)
+{
+    Mainstay__VmState body = MAINSTAY__VM_STATE__INIT;
+    ENVELOPE(env, VM_STATE, vm_state, &body);
+
+    body.vm = (char *)vm->name;
+    body.epoch = vm->epoch;
+    body.run_state = MST_RUN_RUNNING;
+    body.has_fault = true;
+    body.fault = MAINSTAY__FAULT_KIND__FAULT_NONE;
+    send_env(&env);
+}
+
+static void silence_say(void)
+{
+    bool silent = is_told("silent", true), answers = is_told("answers", true);
+
+    for (unsigned i = 0; i < MST_VMS_PER_NODE; i++) {
+        if (vms[i].used && silent)
+            fault_say(&vms[i]);
+        if (vms[i].used && answers)
+            fault_take_back(&vms[i]);
+    }
+}
+
 static void pattern(struct vm *vm)
 {
     uint64_t *ram = (uint64_t *)(void *)vm->map.ram;
@@ -310,6 +350,17 @@ static void mark(struct vm *vm)
     send_env(&env);
 }
 
+static void count_anew(struct vm *vm)
+{
+    mst_save_writer_free(vm->writer);
+    if (mst_save_writer_new(&vm->map, &vm->writer) < 0)
+        fatal("writer");
+    mark(vm);
+    mst_save_writer_free(vm->writer);
+    checkpoints(vm);
+    put_ask(vm, true);
+}
+
 static void on_next(uv_timer_t *timer)
 {
     struct vm *vm = timer->data;
@@ -319,6 +370,10 @@ static void on_next(uv_timer_t *timer)
 
     if (!vm->used)
         return;
+    if (is_told("anew", true)) {
+        count_anew(vm);
+        return;
+    }
     if (is_told("hold", false) && !is_told("one", true)) {
         uv_timer_start(timer, on_next, 30, 0);
         return;
@@ -448,7 +503,7 @@ static void start(const mst_envelope *env)
 {
     const Mainstay__OrderStart *order = env->order_start;
     struct vm *vm = find(order->definition->name, order->epoch);
-    uint8_t packed[4096];
+    static uint8_t packed[MST_MESSAGE_BYTES_MAX];
 
     for (unsigned i = 0; i < MST_VMS_PER_NODE; i++)
         if (vms[i].used && vms[i].order && vms[i].epoch != order->epoch && strcmp(vms[i].name, order->definition->name) == 0)
@@ -537,6 +592,8 @@ static void answered(const mst_envelope *env)
 
 static void welcome(const Mainstay__AgentWelcome *w)
 {
+    static size_t all; /* there may be several, one behind the other */
+    char path[PATH_MAX + 16], number[24];
     size_t bytes;
 
     status = map_file(w->status_path, &bytes);
@@ -546,6 +603,10 @@ static void welcome(const Mainstay__AgentWelcome *w)
     snprintf(qemu, sizeof(qemu), "%s", w->qemu);
     snprintf(run_dir, sizeof(run_dir), "%s", w->run_dir);
     fprintf(stderr, "fake agent: welcomed with %zu VMs\n", w->n_vms);
+    all += w->n_vms;
+    snprintf(path, sizeof(path), "%s/agent-vms", run_dir);
+    snprintf(number, sizeof(number), "%zu", all);
+    mst_file_write_durable(path, number, strlen(number), 0600);
 }
 
 /* Which orders came, in order: the test reads it. */
@@ -601,8 +662,10 @@ static void on_closed(struct mst_sock *s, int err, const struct mst_why *why, vo
 static void on_beat(uv_timer_t *timer)
 {
     (void)timer;
-    if (status)
-        __atomic_fetch_add(&status->agent.beat, 1, __ATOMIC_RELAXED);
+    if (!status)
+        return;
+    __atomic_fetch_add(&status->agent.beat, 1, __ATOMIC_RELAXED);
+    silence_say();
 }
 
 int main(int argc, char **argv)

@@ -6,7 +6,6 @@
 
 #include <check.h>
 #include <errno.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -476,24 +475,6 @@ START_TEST(after_a_pause_checkpoints_do_not_wait_for_a_mirror_for_ever)
 }
 END_TEST
 
-#ifdef MST_FAULT_POINTS
-START_TEST(an_answer_to_the_agent_that_is_lost_is_given_again)
-{
-    char after[PATH_MAX];
-
-    snprintf(after, sizeof(after), "%s/lose", rig->nodes[1].run_dir);
-    setenv("MST_FAULT", "agent.reply", 1);
-    setenv("MST_FAULT_AFTER", after, 1);
-    mirrored(0);
-    rig_agent_tell(1, "lose", true);
-    rig_run_ms(300);
-    goes_on();
-    goes_on();
-    ck_assert_int_eq(told()->phase, SURE);
-}
-END_TEST
-#endif
-
 /* --- a mirror that is the test --- */
 
 static struct {
@@ -799,9 +780,6 @@ int main(void)
     tcase_add_test(waits, after_a_pause_checkpoints_do_not_wait_for_a_mirror_for_ever);
     tcase_add_test(waits, a_mirror_that_opens_its_link_and_sends_no_key_is_given_up);
     tcase_add_test(waits, the_agent_waits_for_each_mirror_also_when_another_fails_at_that_very_checkpoint);
-#ifdef MST_FAULT_POINTS
-    tcase_add_test(waits, an_answer_to_the_agent_that_is_lost_is_given_again);
-#endif
     suite_add_tcase(suite, waits);
     runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

@@ -5,6 +5,7 @@
 
 #include <check.h>
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -429,6 +430,28 @@ START_TEST(the_next_epoch_starts_after_a_fence_at_any_moment_of_the_one_before)
 }
 END_TEST
 
+/* Whoever waits for that memory is told: an agent that waits for ever refuses every later epoch. */
+START_TEST(the_next_epoch_starts_after_one_that_was_forgotten_while_its_memory_was_made)
+{
+    long agent;
+
+    rig->vm_memory_mib = 120; /* making it takes longer than the two orders */
+    rig->nodes[1].memory_mib = 700;
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "other", 1, NONE, "x", NULL)); /* so the agent is there */
+    agent = rig_pid_of(1, "agent.pid");
+    rig_start_send(1, "web01", 5, LOCAL, "agent=silent", NULL);
+    for (int i = 0; i < 1000 && !rig_file_there(1, "web01.e5.ram"); i++)
+        rig_run_ms(1);
+    ck_done_ok(rig_fence(1, "web01", 5));
+    ck_done_ok(rig_forget(1, "web01", 5));
+    ck_assert(rig_file_there(1, "web01.e5.ram")); /* it is still being made */
+    rig->vm_memory_mib = 4;
+    ck_done_ok(rig_start(1, "web01", 6, LOCAL, "x", NULL));
+    ck_assert_int_eq(rig_pid_of(1, "agent.pid"), agent); /* it ends when it sees two epochs at a time */
+}
+END_TEST
+
 START_TEST(forget_drops_memory_and_slot_of_what_is_fenced_only)
 {
     rig_keeper_start(1);
@@ -511,6 +534,64 @@ START_TEST(reports_wait_for_the_coordinator)
 }
 END_TEST
 
+static bool has_two_reports(void *arg)
+{
+    return ((struct rig_node *)arg)->report_count == 2;
+}
+
+START_TEST(a_report_there_was_no_room_for_comes_again_on_the_same_link)
+{
+    static const int errors[] = {ENOBUFS, EBUSY};
+    struct rig_node *node = &rig->nodes[1];
+    unsigned number = 1;
+
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "web01", 5, LOCAL, "x", NULL));
+    ck_assert_int_eq(kill((pid_t)rig_pid_of(1, "vm/web01/qemu.pid"), SIGKILL), 0);
+    ck_assert(rig_until(has_report, &number, 5000));
+    rig_report_answer(1, 0, errors[_i]);
+    ck_assert(rig_until(has_two_reports, node, 10000));
+    ck_assert_int_eq(node->reports[1]->fault_report->kind, MAINSTAY__FAULT_KIND__FAULT_VM_EXITED);
+    rig_report_answer(1, 1, 0);
+    rig_run_ms(6000); /* and then no more */
+    ck_assert_uint_eq(node->report_count, 2);
+}
+END_TEST
+
+static bool fault_is(void *arg)
+{
+    struct mst_vm_slot info;
+
+    return rig_slot(1, "web01", 5, &info) >= 0 && info.fault_kind == *(uint32_t *)arg;
+}
+
+static bool is_linked(void *arg)
+{
+    return ((struct rig_node *)arg)->link != NULL;
+}
+
+/* A coordinator that takes it for news rolls back a VM that is well. _i 1: it stays silent. */
+START_TEST(a_silence_that_was_taken_back_is_not_reported_any_more)
+{
+    uint32_t kind = MAINSTAY__FAULT_KIND__FAULT_VM_SILENT;
+
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "web01", 5, LOCAL, "x", NULL));
+    rig_coordinator_down();
+    rig_agent_tell(1, "silent", true);
+    ck_assert(rig_until(fault_is, &kind, 5000));
+    kind = MAINSTAY__FAULT_KIND__FAULT_NONE;
+    if (_i == 0) {
+        rig_agent_tell(1, "answers", true);
+        ck_assert(rig_until(fault_is, &kind, 5000));
+    }
+    rig_coordinator_up();
+    ck_assert(rig_until(is_linked, &rig->nodes[1], 5000));
+    ck_done_ok(rig_forget(1, "never", 1)); /* reports come before its answer: they are sent at the Welcome */
+    ck_assert_uint_eq(rig->nodes[1].report_count, (unsigned)_i);
+}
+END_TEST
+
 struct agent_wait {
     long not_pid;
 };
@@ -550,6 +631,50 @@ START_TEST(a_vm_lives_through_the_death_of_its_agent)
     ck_assert(rig_alive(pid));
 }
 END_TEST
+
+static bool next_agent_knows(void *arg)
+{
+    return rig_pid_of(1, "agent-vms") == *(long *)arg;
+}
+
+START_TEST(the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message)
+{
+    char append[2001], kernel[4001], name[16];
+    long count = 12;
+
+    memset(append, 'x', sizeof(append) - 1);
+    memset(kernel, 'k', sizeof(kernel) - 1);
+    append[sizeof(append) - 1] = kernel[sizeof(kernel) - 1] = '\0';
+    kernel[0] = '/';
+    rig->kernel = kernel;
+    rig->nodes[1].memory_mib = 500;
+    rig_keeper_start(1);
+    for (long i = 0; i < count; i++) {
+        snprintf(name, sizeof(name), "web%02ld", i);
+        ck_done_ok(rig_start(1, name, 5, NONE, append, NULL));
+    }
+    ck_assert_int_eq(kill((pid_t)rig_pid_of(1, "agent.pid"), SIGKILL), 0);
+    ck_assert(rig_until(next_agent_knows, &count, 10000));
+}
+END_TEST
+
+#ifdef MST_FAULT_POINTS
+/* _i: what does not reach the agent: the order, that its memory is there. */
+START_TEST(an_agent_that_something_did_not_reach_is_replaced)
+{
+    char after[PATH_MAX], point[32];
+
+    snprintf(after, sizeof(after), "%s/lose", rig->nodes[1].run_dir);
+    snprintf(point, sizeof(point), "agent.send:%d", _i);
+    setenv("MST_FAULT", point, 1);
+    setenv("MST_FAULT_AFTER", after, 1);
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "other", 1, NONE, "x", NULL)); /* so the agent is there */
+    rig_agent_tell(1, "lose", true);
+    ck_done_ok(rig_start(1, "web01", 5, LOCAL, "x", NULL));
+}
+END_TEST
+#endif
 
 START_TEST(an_order_goes_on_with_the_next_agent)
 {
@@ -1063,10 +1188,17 @@ static void add_tests(TCase *tc)
     tcase_add_test(tc, a_fence_of_an_unknown_vm_is_answered_and_remembered);
     tcase_add_loop_test(tc, a_fence_ends_a_start_that_is_under_way, 0, 5);
     tcase_add_loop_test(tc, the_next_epoch_starts_after_a_fence_at_any_moment_of_the_one_before, 0, 10);
+    tcase_add_test(tc, the_next_epoch_starts_after_one_that_was_forgotten_while_its_memory_was_made);
     tcase_add_test(tc, forget_drops_memory_and_slot_of_what_is_fenced_only);
     tcase_add_test(tc, a_qemu_that_ends_is_reported_with_its_last_words);
     tcase_add_test(tc, reports_wait_for_the_coordinator);
+    tcase_add_loop_test(tc, a_report_there_was_no_room_for_comes_again_on_the_same_link, 0, 2);
+    tcase_add_loop_test(tc, a_silence_that_was_taken_back_is_not_reported_any_more, 0, 2);
     tcase_add_loop_test(tc, a_vm_lives_through_the_death_of_its_agent, 0, 2);
+    tcase_add_test(tc, the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message);
+#ifdef MST_FAULT_POINTS
+    tcase_add_loop_test(tc, an_agent_that_something_did_not_reach_is_replaced, 1, 3);
+#endif
     tcase_add_test(tc, an_order_goes_on_with_the_next_agent);
     tcase_add_test(tc, the_next_agent_gets_open_orders_in_the_order_they_were_given);
     tcase_add_test(tc, a_fault_record_is_written_into_main_storage);

@@ -149,6 +149,26 @@ START_TEST(a_mirror_that_has_failed_is_waited_for_until_it_is_left_out)
 }
 END_TEST
 
+/* What it has of the numbers of before is no reason to let anything go. */
+START_TEST(a_mirror_is_waited_for_until_it_is_left_out_when_checkpoints_are_counted_anew)
+{
+    size_t shown;
+
+    mirrored("x");
+    ck_assert(shows_more(3000));
+    rig_agent_tell(1, "hold", true);
+    settled();
+    shown = node->console_bytes;
+    rig_agent_tell(1, "anew", true);
+    rig_wait_mirror(1, FAILED, 3);
+    rig_run_ms(2500); /* what may go goes within a second */
+    ck_assert_uint_eq(node->console_bytes, shown);
+    ck_done_ok(rig_mirror_drop(1, "web01", 5, granted.log_id));
+    ck_assert(shows_more(1000));
+    check_beats();
+}
+END_TEST
+
 START_TEST(a_mirror_that_never_joined_holds_nothing_back)
 {
     started("x");
@@ -258,6 +278,7 @@ int main(void)
     tcase_add_test(tcase, without_output_commit_it_is_shown_at_once);
     tcase_add_test(tcase, a_vm_without_a_mirror_waits_for_nobody);
     tcase_add_test(tcase, a_mirror_that_has_failed_is_waited_for_until_it_is_left_out);
+    tcase_add_test(tcase, a_mirror_is_waited_for_until_it_is_left_out_when_checkpoints_are_counted_anew);
     tcase_add_test(tcase, a_mirror_that_never_joined_holds_nothing_back);
     tcase_add_test(tcase, a_mirror_has_joined_only_when_output_has_waited_for_it);
     tcase_add_test(tcase, what_waits_when_its_vm_is_fenced_is_never_shown);

@@ -458,6 +458,21 @@ void rig_teardown(void)
     rig = NULL;
 }
 
+void rig_report_answer(unsigned number, unsigned report, int error)
+{
+    struct rig_node *node = &rig->nodes[number];
+    Mainstay__Done body = MAINSTAY__DONE__INIT;
+    mst_envelope env = MAINSTAY__ENVELOPE__INIT;
+
+    ck_assert_uint_lt(report, node->report_count);
+    body.error = error;
+    env.has_reply_to = 1;
+    env.reply_to = node->reports[report]->id;
+    env.body_case = MAINSTAY__ENVELOPE__BODY_DONE;
+    env.done = &body;
+    send_env(node, &env);
+}
+
 /* --- orders --- */
 
 void rig_order_send(unsigned number, mst_envelope *env)

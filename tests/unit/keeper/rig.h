@@ -67,6 +67,8 @@ void rig_coordinator_up(void);
 bool rig_until(bool (*check)(void *arg), void *arg, int timeout_ms);
 void rig_run_ms(int ms);
 
+void rig_report_answer(unsigned node, unsigned report, int error); /* reports[report]; error: 0 or errno */
+
 /* Sends an order (instance and term are filled in unless set) and waits for its Done, which stays valid until the next order. */
 const Mainstay__Done *rig_order(unsigned node, mst_envelope *env);
 void rig_order_send(unsigned node, mst_envelope *env); /* without waiting */

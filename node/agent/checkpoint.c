@@ -252,6 +252,7 @@ static void on_stop(struct mst_qmp *qmp, int err, const json_t *ret, const struc
     }
     ckpt->report.stop_ns = mst_now_ns() - ckpt->stop_sent_ns;
     ckpt->mark_ns = mst_now_ns();
+    MST_POINT("checkpoint.stands");
     r = ckpt->events->on_stands ? ckpt->events->on_stands(ckpt, mst_save_seq(ckpt->conf.writer) + 1, ckpt->arg) : 0;
     if (r < 0) {
         mst_why_set(&here, -EIO, "cannot mark what the guest has sent: %s", mst_errname(r));

@@ -1,5 +1,6 @@
 #include "node/keeper/keeper.h"
 
+#include "base/fault.h"
 #include "base/log.h"
 #include "base/mutant.h"
 #include "node/keeper/gate.h"
@@ -83,6 +84,7 @@ int mst_output_mark(struct mst_keeper *k, const mst_envelope *env, struct mst_wh
         mst_console_gate(vm, true);
     }
     mst_gate_cut(gate, request->seq);
+    MST_POINT("output.cut");
     return 0;
 }
 
@@ -117,10 +119,12 @@ void mst_output_go(struct mst_vm *vm)
         mst_console_show(vm, go.console);
     if (go.release) {
         r = mst_net_release(vm);
-        if (r < 0)
+        if (r < 0) {
             queue_failed(vm, "let go", r);
-        else
+        } else {
             mst_gate_released(&vm->output->gate);
+            MST_POINT("output.released");
+        }
     }
     if (go.open)
         let(vm);

@@ -79,6 +79,8 @@ static const struct {
     {"mirror.put.begun", K_},
     {"mirror.put.done", K_},
     {"agent.send", K_},
+    {"output.cut", K_},
+    {"output.released", K_},
     {"mirror.written", K_},
     {"mirror.acked", K_},
     {"mirror.commit", K_},

@@ -271,7 +271,7 @@ void mst_standbys_second(struct mst_keeper *k);     /* begins what is to be begu
 void mst_standbys_free(struct mst_keeper *k);       /* when no process lives any more */
 unsigned mst_standby_said(const struct mst_vm *vm); /* enum mst_standby_state, for its slot */
 int mst_standby_spawn(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why); /* StandbySpawn: as in agent_port.c */
-void mst_standby_exited(struct mst_vm *image, int wait_status);
+void mst_standby_exited(struct mst_vm *image, int wait_status, bool ordered);              /* ordered: we killed it */
 void mst_standby_close(struct mst_vm *image); /* ends the one that waits, if one does; its slot stays until it is gone */
 void mst_standby_free(struct mst_vm *image);
 /* The memory of vm, which is to be resumed, is about to be made, and is planned: the RAM that one has mapped becomes its RAM, if one waits and would do. */

@@ -756,6 +756,31 @@ START_TEST(the_console_is_sent_from_an_offset_and_followed)
 }
 END_TEST
 
+/* Their VMs have no slot any more: they keep no place from one that has. */
+START_TEST(a_console_is_followed_however_many_were_whose_vms_are_gone)
+{
+    struct rig_node *node = &rig->nodes[1];
+    char name[16];
+    long agent;
+
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "web01", 5, NONE, "x", NULL));
+    agent = rig_pid_of(1, "agent.pid");
+    ck_assert_int_eq(kill((pid_t)agent, SIGSTOP), 0); /* a slot will do for these */
+    for (int i = 0; i < 128; i++) {
+        snprintf(name, sizeof(name), "gone%03d", i);
+        rig_start_send(1, name, 5, NONE, "x", NULL);
+        console(name, 0, true);
+        ck_done_ok(rig_fence(1, name, 5));
+        ck_done_ok(rig_forget(1, name, 5));
+    }
+    node->console_bytes = 0;
+    console("web01", UINT32_MAX, true); /* what it says from now on */
+    ck_assert(rig_until(console_beats, node, 5000));
+    ck_assert_int_eq(kill((pid_t)agent, SIGCONT), 0);
+}
+END_TEST
+
 static bool has_flooded(void *unused)
 {
     struct mst_vm_slot info;
@@ -1203,6 +1228,7 @@ static void add_tests(TCase *tc)
     tcase_add_test(tc, the_next_agent_gets_open_orders_in_the_order_they_were_given);
     tcase_add_test(tc, a_fault_record_is_written_into_main_storage);
     tcase_add_test(tc, the_console_is_sent_from_an_offset_and_followed);
+    tcase_add_test(tc, a_console_is_followed_however_many_were_whose_vms_are_gone);
     tcase_add_test(tc, a_guest_that_floods_its_console_stops_nothing);
     tcase_add_loop_test(tc, a_save_is_pulled_from_another_node_byte_for_byte, 0, 3);
     tcase_add_loop_test(tc, a_large_vm_is_pulled_too, 0, 2);

@@ -658,6 +658,25 @@ START_TEST(the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message)
 }
 END_TEST
 
+/* Its successor begins anew, and what the dead one had asked for is ended instead of standing in the way. */
+START_TEST(a_start_is_begun_anew_when_its_agent_dies_during_the_pull)
+{
+    Mainstay__SaveSource source;
+
+    rig_keeper_start(1);
+    rig->nodes[2].instance = 77; /* no such node is there: it is waited for */
+    source = source_of(2, 5);
+    rig_start_send(1, "web01", 6, LOCAL, "x", &source);
+    for (int i = 0; i < 500 && !rig_file_there(1, "web01.e6.delta"); i++)
+        rig_run_ms(10);
+    rig_run_ms(500); /* of 5 s */
+    rig_agent_tell(1, "drop-first", true);
+    ck_assert_int_eq(kill((pid_t)rig_pid_of(1, "agent.pid"), SIGKILL), 0);
+    ck_assert_int_eq(rig_order_wait(1, 20000)->error, ENOTCONN); /* of the second pull */
+    ck_assert_uint_eq(rig_memory_used(1), 0);
+}
+END_TEST
+
 #ifdef MST_FAULT_POINTS
 /* _i: what does not reach the agent: the order, that its memory is there. */
 START_TEST(an_agent_that_something_did_not_reach_is_replaced)
@@ -1221,6 +1240,7 @@ static void add_tests(TCase *tc)
     tcase_add_loop_test(tc, a_silence_that_was_taken_back_is_not_reported_any_more, 0, 2);
     tcase_add_loop_test(tc, a_vm_lives_through_the_death_of_its_agent, 0, 2);
     tcase_add_test(tc, the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message);
+    tcase_add_test(tc, a_start_is_begun_anew_when_its_agent_dies_during_the_pull);
 #ifdef MST_FAULT_POINTS
     tcase_add_loop_test(tc, an_agent_that_something_did_not_reach_is_replaced, 1, 3);
 #endif

@@ -161,6 +161,33 @@ static int run_areas_create(struct mst_keeper *k, const mst_envelope *env, struc
     return r < 0 ? r : 1;
 }
 
+static int areas_drop(struct mst_vm *vm, struct mst_why *why)
+{
+    if (vm->proc || vm->users || vm->ran)
+        return mst_why_set(why, -EBUSY, "areas of %s epoch %" PRIu64 " are in use, or hold a save", vm->name, vm->epoch);
+    mst_server_vm_gone(vm);
+    mst_vm_areas_drop(vm);
+    mst_pub_clear(vm->keeper->status->vms[vm->index].save);
+    mst_slot_publish(vm);
+    return 0;
+}
+
+void mst_agent_areas_unused(struct mst_vm *vm)
+{
+    uint64_t reply_to = vm->areas_drop_to;
+    struct mst_why why = {0};
+    int r;
+
+    if (!reply_to)
+        return;
+    vm->areas_drop_to = 0;
+    r = mst_guard_check(vm->keeper->guard, vm->name, vm->epoch, &why);
+    if (r == 0)
+        r = areas_drop(vm, &why);
+    mst_agent_reply_error(vm->keeper, reply_to, r, &why);
+}
+
+/* What an agent that has died had asked for (its memory is made, a pull runs) is no reason to fail the start that its successor begins anew. */
 static int run_areas_drop(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
 {
     struct mst_vm *vm;
@@ -168,13 +195,11 @@ static int run_areas_drop(struct mst_keeper *k, const mst_envelope *env, struct 
 
     if (r < 0)
         return r;
-    if (vm->proc || vm->users || vm->ran)
-        return mst_why_set(why, -EBUSY, "areas of %s epoch %" PRIu64 " are in use, or hold a save", vm->name, vm->epoch);
-    mst_server_vm_gone(vm);
-    mst_vm_areas_drop(vm);
-    mst_pub_clear(k->status->vms[vm->index].save);
-    mst_slot_publish(vm);
-    return 0;
+    if (!vm->users || !env->has_id || vm->proc || vm->ran)
+        return areas_drop(vm, why);
+    vm->areas_drop_to = env->id;
+    mst_pull_cancel(vm, "its start is begun anew");
+    return 1;
 }
 
 static int run_pull(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why)
@@ -492,7 +517,7 @@ void mst_agent_welcome(struct mst_keeper *k)
     b->welcome.accel = (char *)k->accel;
     b->welcome.vms = b->list;
     for (i = 0; i < MST_VMS_PER_NODE; i++) {
-        k->vms[i].areas_reply_to = 0; /* asked by its predecessor */
+        k->vms[i].areas_reply_to = k->vms[i].areas_drop_to = 0; /* asked by its predecessor */
         if (r == 0 && k->vms[i].used && !k->vms[i].drop_pending &&
             mst_guard_check(k->guard, k->vms[i].name, k->vms[i].epoch, NULL) == 0)
             r = welcome_more(k, b, &env, &k->vms[i]);

@@ -408,7 +408,7 @@ static void on_follow(uv_timer_t *timer)
 
 static int follow(struct mst_followers *f, struct mst_control *control, struct mst_vm *vm, uint64_t offset)
 {
-    struct follower *free_place = NULL;
+    struct follower *free_place = NULL, *gone = NULL;
     unsigned i;
 
     for (i = 0; i < FOLLOWERS_MAX; i++) {
@@ -420,7 +420,12 @@ static int follow(struct mst_followers *f, struct mst_control *control, struct m
         }
         if (!one->control && !free_place)
             free_place = one;
+        if (one->control && !gone && !mst_slot_newest(f->keeper, one->vm))
+            gone = one;
     }
+    /* One whose VM is gone may be followed again under its next epoch: it goes only when its place is needed. */
+    if (!free_place)
+        free_place = gone;
     if (!free_place)
         return -ENOBUFS;
     *free_place = (struct follower){.control = control, .epoch = vm->epoch, .offset = offset};

@@ -89,7 +89,8 @@ struct mst_vm {
     bool areas_ready;  /* areas are mapped; shadow and delta may come later: mst_areas_whole */
     bool areas_making; /* a worker is at it */
     uint64_t areas_reply_to;
-    unsigned users; /* workers and pulls that use the areas: the slot is not dropped before they end */
+    uint64_t areas_drop_to; /* who waits for them to be dropped, once there are no users */
+    unsigned users;         /* workers and pulls that use the areas: the slot is not dropped before they end */
     bool drop_pending;
     struct mst_proc *proc; /* NULL: no child */
     struct mst_console *console;
@@ -271,7 +272,7 @@ void mst_standbys_second(struct mst_keeper *k);     /* begins what is to be begu
 void mst_standbys_free(struct mst_keeper *k);       /* when no process lives any more */
 unsigned mst_standby_said(const struct mst_vm *vm); /* enum mst_standby_state, for its slot */
 int mst_standby_spawn(struct mst_keeper *k, const mst_envelope *env, struct mst_why *why); /* StandbySpawn: as in agent_port.c */
-void mst_standby_exited(struct mst_vm *image, int wait_status);
+void mst_standby_exited(struct mst_vm *image, int wait_status, bool ordered);              /* ordered: we killed it */
 void mst_standby_close(struct mst_vm *image); /* ends the one that waits, if one does; its slot stays until it is gone */
 void mst_standby_free(struct mst_vm *image);
 /* The memory of vm, which is to be resumed, is about to be made, and is planned: the RAM that one has mapped becomes its RAM, if one waits and would do. */
@@ -421,6 +422,7 @@ void mst_agent_exited(struct mst_vm *vm, int wait_status); /* VmExited */
 void mst_agent_request(struct mst_keeper *k, const mst_envelope *env);
 void mst_agent_welcome(struct mst_keeper *k);
 void mst_agent_areas_made(struct mst_vm *vm, int err, const struct mst_why *why);
+void mst_agent_areas_unused(struct mst_vm *vm); /* vm->users is 0 again */
 
 /* --- message helpers (msg.c) --- */
 #define MST_ENVELOPE(case_, member_, body_)                                                                                      \

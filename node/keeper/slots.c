@@ -351,7 +351,10 @@ void mst_slot_drop(struct mst_vm *vm)
 void mst_slot_release(struct mst_vm *vm)
 {
     vm->users--;
-    if (!vm->users && vm->drop_pending)
+    if (vm->users)
+        return;
+    mst_agent_areas_unused(vm);
+    if (vm->drop_pending)
         slot_drop_now(vm);
 }
 

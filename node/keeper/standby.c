@@ -31,8 +31,8 @@
 #define RETRY_MAX_MS 300000u
 
 struct mst_standby {
-    unsigned said; /* enum mst_standby_state, as it is published */
-    uint64_t asked_ms, next_ms;
+    unsigned said;                       /* enum mst_standby_state, as it is published */
+    uint64_t asked_ms, next_ms, warm_ms; /* warm_ms: since when it is WARM */
     unsigned failures;
     char **argv; /* of the one that waits; NULL: none does */
     size_t argc;
@@ -93,20 +93,32 @@ void mst_standbys_free(struct mst_keeper *k)
         mst_standby_free(&k->vms[i]);
 }
 
-static void again_later(struct mst_vm *image, const char *text)
+/* One that waited longer than any is put off was none of those that fail one after the other; one whose end we ordered has not failed. */
+static uint64_t put_off_ms(struct mst_standby *s, bool ordered)
+{
+    uint64_t ms;
+
+    if (s->said == MST_STANDBY_WARM && mst_now_ms() - s->warm_ms >= RETRY_MAX_MS)
+        s->failures = 0;
+    if (ordered)
+        return RETRY_MS;
+    ms = RETRY_MS << (s->failures < 7 ? s->failures : 7);
+    s->failures++;
+    return ms < RETRY_MAX_MS ? ms : RETRY_MAX_MS;
+}
+
+static void again_later(struct mst_vm *image, bool ordered, const char *text)
 {
     struct mst_standby *s = image->standby;
-    uint64_t ms = RETRY_MS << (s->failures < 7 ? s->failures : 7);
 
-    s->failures++;
     s->asked_ms = 0;
-    s->next_ms = mst_now_ms() + (ms < RETRY_MAX_MS ? ms : RETRY_MAX_MS);
+    s->next_ms = mst_now_ms() + put_off_ms(s, ordered);
     log_notice("vm=%s epoch=%" PRIu64 " no QEMU waits beside its image: %s", image->name, image->epoch, text);
     mst_event(&(struct mst_event){.kind = MST_EV_STANDBY_ENDED, .vm = image->name, .epoch = image->epoch, .text = text});
     say(image, MST_STANDBY_FAILED);
 }
 
-void mst_standby_exited(struct mst_vm *image, int wait_status)
+void mst_standby_exited(struct mst_vm *image, int wait_status, bool ordered)
 {
     char text[100], how[64];
 
@@ -114,7 +126,7 @@ void mst_standby_exited(struct mst_vm *image, int wait_status)
         mst_ram_remove(image->keeper->conf->main_storage, &image->areas);
     let_go(image);
     snprintf(text, sizeof(text), "it ended with %s", mst_status_text(wait_status, how, sizeof(how)));
-    again_later(image, text);
+    again_later(image, ordered, text);
 }
 
 void mst_standby_close(struct mst_vm *image)
@@ -193,8 +205,10 @@ static void look(struct mst_vm *image)
     uint64_t now_ms = mst_now_ms();
 
     if (image->proc) {
-        if (mst_proc_waits(image) && s->said == MST_STANDBY_STARTING && is_there(image))
+        if (mst_proc_waits(image) && s->said == MST_STANDBY_STARTING && is_there(image)) {
+            s->warm_ms = now_ms;
             say(image, MST_STANDBY_WARM);
+        }
         return;
     }
     if (s->asked_ms && now_ms >= s->asked_ms + ASK_MS)
@@ -307,7 +321,7 @@ int mst_standby_spawn(struct mst_keeper *k, const mst_envelope *env, struct mst_
         mainstay__vm_definition__free_unpacked(def, NULL);
     }
     if (r < 0) {
-        again_later(image, why->text[0] ? why->text : strerror(-r));
+        again_later(image, false, why->text[0] ? why->text : strerror(-r));
         return r;
     }
     log_info("vm=%s epoch=%" PRIu64 " pid=%ld waits beside its image", image->name, image->epoch, (long)mst_proc_pid(image));

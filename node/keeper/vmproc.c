@@ -164,7 +164,7 @@ static void on_pidfd(uv_poll_t *poll, int err, int events)
     mst_console_hangup(vm);
     mst_net_close(vm);
     if (waits)
-        mst_standby_exited(vm, status);
+        mst_standby_exited(vm, status, ordered);
     else
         vm_exited(vm, status, ordered);
     /* Nothing should be left in the cgroup; the grant of a newer epoch waits for the proof. */

@@ -9,8 +9,8 @@
  * Under protect: mirror it goes on taking checkpoints: in the one of number N, word 0 of page 5 and of page 50 + N % 100 is N. Files in
  * RUN-DIR tell it more: `standby`, it says how QEMUs are started that are to wait; `standby-other`, in other words than it starts them with later;
  * `standby-none`, that it cannot; `memory-twice`, the memory of the next start is dropped and asked for once more before it is used. None (checkpoints) while `hold` is there; `large`, `rot`, for the next one alone: 100 more pages, and it is said to be whole; its device state
- * is damaged after its commit. `silent`, `answers`, once each: its QEMUs are reported silent; that is taken back. `anew`: its writers
- * count from 1 again, as after a save that has rotted. */
+ * is damaged after its commit. `silent`, `answers`, once each: its QEMUs are reported silent; that is taken back. `drop-first`: what an agent
+ * before made for the next start is dropped. `anew`: its writers count from 1 again, as after a save that has rotted. */
 #include "base/clock.h"
 #include "base/file.h"
 #include "proto/socket.h"
@@ -137,7 +137,7 @@ static uint8_t *map_ram(const Mainstay__Areas *areas)
 
 /* --- steps of a start; ids of requests tell which VM and which step --- */
 
-enum step { STEP_AREAS = 1, STEP_PULL, STEP_SPAWN, STEP_PUT, STEP_MARK, STEP_REST };
+enum step { STEP_AREAS = 1, STEP_PULL, STEP_SPAWN, STEP_PUT, STEP_MARK, STEP_REST, STEP_DROP };
 
 static uint64_t id_of(const struct vm *vm, enum step step)
 {
@@ -405,6 +405,12 @@ static void put(struct vm *vm)
     uv_timer_start(&next[vm - vms], on_next, 30, 0);
 }
 
+static void rest_map(struct vm *vm, const Mainstay__Areas *areas)
+{
+    vm->map.shadow = areas->shadow ? map_file(areas->shadow, NULL) : NULL;
+    vm->map.delta = areas->delta ? map_file(areas->delta, NULL) : NULL;
+}
+
 static void areas_drop_ask(struct vm *vm)
 {
     Mainstay__AreasDrop body = MAINSTAY__AREAS_DROP__INIT;
@@ -412,13 +418,9 @@ static void areas_drop_ask(struct vm *vm)
 
     body.vm = vm->name;
     body.epoch = vm->epoch;
+    env.has_id = 1;
+    env.id = id_of(vm, STEP_DROP);
     send_env(&env);
-}
-
-static void rest_map(struct vm *vm, const Mainstay__Areas *areas)
-{
-    vm->map.shadow = areas->shadow ? map_file(areas->shadow, NULL) : NULL;
-    vm->map.delta = areas->delta ? map_file(areas->delta, NULL) : NULL;
 }
 
 static void areas_made(struct vm *vm, const Mainstay__Areas *areas)
@@ -427,7 +429,6 @@ static void areas_made(struct vm *vm, const Mainstay__Areas *areas)
 
     if (is_told("memory-twice", true)) {
         areas_drop_ask(vm);
-        areas_ask(vm, MAINSTAY__AREAS_PART__AREAS_ALL, STEP_AREAS);
         return;
     }
     if (wants(vm, "agent=die")) {
@@ -499,6 +500,14 @@ static void spawned(struct vm *vm)
 
 /* --- messages --- */
 
+static void areas_first_ask(struct vm *vm)
+{
+    areas_ask(vm,
+              wants(vm, "agent=first") || wants(vm, "agent=rest") ? MAINSTAY__AREAS_PART__AREAS_FIRST
+                                                                  : MAINSTAY__AREAS_PART__AREAS_ALL,
+              STEP_AREAS);
+}
+
 static void start(const mst_envelope *env)
 {
     const Mainstay__OrderStart *order = env->order_start;
@@ -525,10 +534,10 @@ static void start(const mst_envelope *env)
         snprintf(vm->source_node, sizeof(vm->source_node), "%s", order->source->node);
         vm->source.node = vm->source_node;
     }
-    areas_ask(vm,
-              wants(vm, "agent=first") || wants(vm, "agent=rest") ? MAINSTAY__AREAS_PART__AREAS_FIRST
-                                                                  : MAINSTAY__AREAS_PART__AREAS_ALL,
-              STEP_AREAS);
+    if (is_told("drop-first", true))
+        areas_drop_ask(vm);
+    else
+        areas_first_ask(vm);
 }
 
 static void save(const mst_envelope *env)
@@ -584,6 +593,8 @@ static void answered(const mst_envelope *env)
         put(vm);
     } else if (env->reply_to == id_of(vm, STEP_MARK)) {
         return; /* refused: it was fenced meanwhile */
+    } else if (env->reply_to == id_of(vm, STEP_DROP) && env->done->error == 0) {
+        areas_first_ask(vm);
     } else if (env->done->error) {
         done(vm->order, env->done->error, env->done->text, NULL, NULL);
         vm->used = false;

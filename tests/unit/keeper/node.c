@@ -433,21 +433,28 @@ END_TEST
 /* Whoever waits for that memory is told: an agent that waits for ever refuses every later epoch. */
 START_TEST(the_next_epoch_starts_after_one_that_was_forgotten_while_its_memory_was_made)
 {
+    bool made = true;
+    uint64_t epoch;
+    char ram[32];
     long agent;
 
-    rig->vm_memory_mib = 120; /* making it takes longer than the two orders */
-    rig->nodes[1].memory_mib = 700;
+    rig->nodes[1].memory_mib = 1100;
     rig_keeper_start(1);
     ck_done_ok(rig_start(1, "other", 1, NONE, "x", NULL)); /* so the agent is there */
     agent = rig_pid_of(1, "agent.pid");
-    rig_start_send(1, "web01", 5, LOCAL, "agent=silent", NULL);
-    for (int i = 0; i < 1000 && !rig_file_there(1, "web01.e5.ram"); i++)
-        rig_run_ms(1);
-    ck_done_ok(rig_fence(1, "web01", 5));
-    ck_done_ok(rig_forget(1, "web01", 5));
-    ck_assert(rig_file_there(1, "web01.e5.ram")); /* it is still being made */
+    rig->vm_memory_mib = 200; /* making it takes longer than the two orders, mostly */
+    for (epoch = 5; made && epoch < 25; epoch++) {
+        snprintf(ram, sizeof(ram), "web01.e%u.ram", (unsigned)epoch);
+        rig_start_send(1, "web01", epoch, LOCAL, "agent=silent", NULL);
+        for (int i = 0; i < 1000 && !rig_file_there(1, ram); i++)
+            rig_run_ms(1);
+        ck_done_ok(rig_fence(1, "web01", epoch));
+        ck_done_ok(rig_forget(1, "web01", epoch));
+        made = !rig_file_there(1, ram);
+    }
+    ck_assert(!made); /* of one try */
     rig->vm_memory_mib = 4;
-    ck_done_ok(rig_start(1, "web01", 6, LOCAL, "x", NULL));
+    ck_done_ok(rig_start(1, "web01", epoch, LOCAL, "x", NULL));
     ck_assert_int_eq(rig_pid_of(1, "agent.pid"), agent); /* it ends when it sees two epochs at a time */
 }
 END_TEST
@@ -658,6 +665,25 @@ START_TEST(the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message)
 }
 END_TEST
 
+/* Its successor begins anew, and what the dead one had asked for is ended instead of standing in the way. */
+START_TEST(a_start_is_begun_anew_when_its_agent_dies_during_the_pull)
+{
+    Mainstay__SaveSource source;
+
+    rig_keeper_start(1);
+    rig->nodes[2].instance = 77; /* no such node is there: it is waited for */
+    source = source_of(2, 5);
+    rig_start_send(1, "web01", 6, LOCAL, "x", &source);
+    for (int i = 0; i < 500 && !rig_file_there(1, "web01.e6.delta"); i++)
+        rig_run_ms(10);
+    rig_run_ms(500); /* of 5 s */
+    rig_agent_tell(1, "drop-first", true);
+    ck_assert_int_eq(kill((pid_t)rig_pid_of(1, "agent.pid"), SIGKILL), 0);
+    ck_assert_int_eq(rig_order_wait(1, 20000)->error, ENOTCONN); /* of the second pull */
+    ck_assert_uint_eq(rig_memory_used(1), 0);
+}
+END_TEST
+
 #ifdef MST_FAULT_POINTS
 /* _i: what does not reach the agent: the order, that its memory is there. */
 START_TEST(an_agent_that_something_did_not_reach_is_replaced)
@@ -753,6 +779,31 @@ START_TEST(the_console_is_sent_from_an_offset_and_followed)
         ck_assert_ptr_nonnull(strstr(node->console, first));
     }
     ck_assert_int_eq(console("nobody", 0, false)->error, ENOENT);
+}
+END_TEST
+
+/* Their VMs have no slot any more: they keep no place from one that has. */
+START_TEST(a_console_is_followed_however_many_were_whose_vms_are_gone)
+{
+    struct rig_node *node = &rig->nodes[1];
+    char name[16];
+    long agent;
+
+    rig_keeper_start(1);
+    ck_done_ok(rig_start(1, "web01", 5, NONE, "x", NULL));
+    agent = rig_pid_of(1, "agent.pid");
+    ck_assert_int_eq(kill((pid_t)agent, SIGSTOP), 0); /* a slot will do for these */
+    for (int i = 0; i < 128; i++) {
+        snprintf(name, sizeof(name), "gone%03d", i);
+        rig_start_send(1, name, 5, NONE, "x", NULL);
+        console(name, 0, true);
+        ck_done_ok(rig_fence(1, name, 5));
+        ck_done_ok(rig_forget(1, name, 5));
+    }
+    node->console_bytes = 0;
+    console("web01", UINT32_MAX, true); /* what it says from now on */
+    ck_assert(rig_until(console_beats, node, 5000));
+    ck_assert_int_eq(kill((pid_t)agent, SIGCONT), 0);
 }
 END_TEST
 
@@ -1196,6 +1247,7 @@ static void add_tests(TCase *tc)
     tcase_add_loop_test(tc, a_silence_that_was_taken_back_is_not_reported_any_more, 0, 2);
     tcase_add_loop_test(tc, a_vm_lives_through_the_death_of_its_agent, 0, 2);
     tcase_add_test(tc, the_next_agent_is_told_of_all_vms_when_that_does_not_fit_one_message);
+    tcase_add_test(tc, a_start_is_begun_anew_when_its_agent_dies_during_the_pull);
 #ifdef MST_FAULT_POINTS
     tcase_add_loop_test(tc, an_agent_that_something_did_not_reach_is_replaced, 1, 3);
 #endif
@@ -1203,6 +1255,7 @@ static void add_tests(TCase *tc)
     tcase_add_test(tc, the_next_agent_gets_open_orders_in_the_order_they_were_given);
     tcase_add_test(tc, a_fault_record_is_written_into_main_storage);
     tcase_add_test(tc, the_console_is_sent_from_an_offset_and_followed);
+    tcase_add_test(tc, a_console_is_followed_however_many_were_whose_vms_are_gone);
     tcase_add_test(tc, a_guest_that_floods_its_console_stops_nothing);
     tcase_add_loop_test(tc, a_save_is_pulled_from_another_node_byte_for_byte, 0, 3);
     tcase_add_loop_test(tc, a_large_vm_is_pulled_too, 0, 2);

@@ -273,6 +273,20 @@ START_TEST(a_fence_of_the_vm_ends_the_qemu_that_waits_and_leaves_the_image)
 }
 END_TEST
 
+/* 5 s each time, and not twice as long as the time before. */
+START_TEST(an_end_that_was_ordered_puts_off_the_next_qemu_no_further)
+{
+    struct said next = {"web01", 5, MST_STANDBY_WARM};
+
+    warm();
+    for (int i = 0; i < 3; i++) {
+        ck_done_ok(rig_fence(2, "web01", 4));
+        ck_assert(!is_said(&next));
+        ck_assert(rig_until(is_said, &next, 14000));
+    }
+}
+END_TEST
+
 START_TEST(an_image_is_forgotten_with_the_qemu_that_waits_beside_it)
 {
     const Mainstay__Done *done;
@@ -363,6 +377,7 @@ int main(void)
     tcase_add_test(tc, a_qemu_that_waits_is_not_used_over_memory_that_is_not_the_vms_any_more);
     tcase_add_test(tc, a_vm_that_boots_does_not_get_the_qemu_that_waits);
     tcase_add_test(tc, a_fence_of_the_vm_ends_the_qemu_that_waits_and_leaves_the_image);
+    tcase_add_test(tc, an_end_that_was_ordered_puts_off_the_next_qemu_no_further);
     tcase_add_test(tc, an_image_is_forgotten_with_the_qemu_that_waits_beside_it);
     tcase_add_loop_test(tc, so_many_wait_as_the_node_has_memory_for, 0, 2);
     tcase_add_test(tc, an_agent_that_cannot_say_how_is_asked_again_and_costs_nothing_else);

@@ -134,8 +134,9 @@ struct mst_core_conf {
     uint32_t fences_max, starts_max;
     /* More than this share of the nodes that were up (and two at least) lost at once: nothing is fenced. 0, 100: never. */
     uint32_t mass_loss_percent;
-    uint32_t lease_ms;      /* 0: none */
-    uint32_t mirror_lag_ms; /* a mirror that lets checkpoints wait for longer lags, and is replaced; 0: never */
+    uint32_t lease_ms;         /* 0: none */
+    uint32_t fence_timeout_ms; /* a fence agent ends within */
+    uint32_t mirror_lag_ms;    /* a mirror that lets checkpoints wait for longer lags, and is replaced; 0: never */
     struct mst_member nodes[MST_NODES_MAX];
     unsigned nodes_count;
 };

@@ -141,8 +141,6 @@ static uint64_t stage_recovery(struct mst_core *core, enum mst_scope scope, uint
     struct mst_row *row;
     uint64_t id;
 
-    if (!rec_room(core, scope))
-        return 0;
     id = ++txn_meta(core)->next_recovery;
     row = txn_add(core, MST_ROW_RECOVERY);
     row->recovery.id = id;
@@ -261,6 +259,12 @@ static void judge_node_report(struct mst_core *core, const struct queued_report 
     default: /* PROCESSOR, or a person or a monitor says the node as a whole is bad */
         if (core->nodes[node].d.failing) {
             text_set(ret->text, sizeof(ret->text), "%s is known to be failing", core->nodes[node].conf.name);
+            return;
+        }
+        if (node_awaits(core, node)) {
+            ret->err = -EBUSY;
+            text_set(ret->text, sizeof(ret->text), "%s is being started there: report again when it runs",
+                     node_awaits(core, node)->d.name);
             return;
         }
         ret->accept = true;

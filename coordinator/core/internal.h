@@ -376,6 +376,8 @@ int node_open(const struct mst_core *core, uint32_t node_id, unsigned scopes);  
 bool rec_gives_up(const struct mst_core *core, const struct rec *rec, unsigned index);
 int node_lost(const struct mst_core *core, unsigned index); /* such a recovery, -1 */
 bool rec_room(const struct mst_core *core, enum mst_scope scope);
+/* A VM that is being started there, NULL: none of those that a move takes along yet, and nobody would move it afterwards. */
+const struct vm *node_awaits(const struct mst_core *core, unsigned index);
 uint64_t nodes_flapping(const struct mst_core *core); /* bits: a link that flaps is up whenever one looks */
 void plan_nodes_fill(const struct mst_core *core, struct mst_plan_node nodes[static MST_NODES_MAX]);
 unsigned place(struct mst_core *core, struct rec *rec, const unsigned *which, unsigned count, bool elsewhere_only,

@@ -95,11 +95,11 @@ static void missed_exits(struct mst_core *core, unsigned index)
         if (!vm->used || vm->d.phase != MST_VM_RUNNING || vm->rec >= 0 || vm->d.fenced || vm->d.node_id != node->conf.id ||
             vm->d.instance != node->instance || vm->running_ms > node->link_since_ms || held_find(node, vm->d.name, vm->d.epoch))
             continue;
+        node->exits_unjudged = true; /* until a recovery has it: a report may find no room */
         if (!node_is_missed(core, &missed)) {
             report_self(core, MST_FAULT_VM_EXITED, index, (int)i, "its keeper does not hold it any more");
             continue;
         }
-        node->exits_unjudged = true;
         if (node->exits_told_ms != node->link_since_ms)
             core_log(core, MST_LOG_ERROR,
                      "vm=%s node=%s does not hold it although it ought to run there; the store may be an old copy: "

@@ -435,7 +435,7 @@ static bool agent_given_up(struct mst_core *core, struct rec *rec, unsigned inde
     struct mst_node_row *row;
     uint64_t id;
 
-    if (!txn_free(core) || !rec_room(core, MST_SCOPE_MOVE))
+    if (!txn_free(core) || !rec_room(core, MST_SCOPE_MOVE) || node_awaits(core, index))
         return false;
     txn_begin(core);
     row = txn_node(core, index);

@@ -247,7 +247,7 @@ bool vm_wish_step(struct mst_core *core)
         bool start_it = vm->used && vm->rec < 0 && vm->d.wanted && vm->d.fenced &&
                         (vm->d.phase == MST_VM_RUNNING || vm->d.phase == MST_VM_RECOVERING || vm->d.phase == MST_VM_STARTING);
 
-        if ((!stop_it && !start_it) || !rec_room(core, MST_SCOPE_START))
+        if ((!stop_it && !start_it) || !rec_room(core, stop_it ? MST_SCOPE_STOP : MST_SCOPE_VM))
             continue;
         txn_begin(core);
         if (stop_it)
@@ -263,20 +263,6 @@ bool vm_wish_step(struct mst_core *core)
 
 /* --- nodes --- */
 
-/* A VM that is being started there: none of those that a drain moves yet, and one that nobody would move afterwards. */
-static const struct vm *arrives(const struct mst_core *core, unsigned index)
-{
-    for (unsigned i = 0; i < core->vms_end; i++) {
-        const struct vm *vm = &core->vms[i];
-        const struct rec *rec = vm->used && vm->rec >= 0 ? &core->recs[vm->rec] : NULL;
-
-        if (rec && (rec->d.state == MST_REC_COMMITTING || rec->d.state == MST_REC_RESUMING) && !vm->d.fenced &&
-            vm->d.phase != MST_VM_HELD && vm->d.node_id == core->nodes[index].conf.id)
-            return vm;
-    }
-    return NULL;
-}
-
 static bool drain(struct mst_core *core, struct queued_request *q, unsigned index)
 {
     struct node *node = &core->nodes[index];
@@ -291,8 +277,8 @@ static bool drain(struct mst_core *core, struct queued_request *q, unsigned inde
     }
     if (node->d.drained && vms == 0)
         return answer(core, q, 0, "%s is drained", node->conf.name);
-    if (arrives(core, index))
-        return answer(core, q, -EBUSY, "%s is being started on %s: try again when it runs", arrives(core, index)->d.name,
+    if (node_awaits(core, index))
+        return answer(core, q, -EBUSY, "%s is being started on %s: try again when it runs", node_awaits(core, index)->d.name,
                       node->conf.name);
     if (vms > 0 && !node_alive(core, index))
         return answer(core, q, -EHOSTDOWN, "%s does not beat: nothing can be moved off it alive", node->conf.name);

@@ -527,27 +527,19 @@ static void stage_started(struct mst_core *core, struct rec *rec, unsigned i)
     }
 }
 
-/* The one that was used is bad; another that counts has the same. */
-static void stage_image_bad(struct mst_core *core, int index, struct mst_vm_row *vm)
+/* The one that was used is bad: it counts no more. Another that counts has the same. */
+static void stage_image_bad(struct mst_core *core, int index, const struct mst_save_ref *image)
 {
-    unsigned others = 0;
-
     for (unsigned n = 0; n < MST_MIRRORS_MAX; n++) {
         const struct mst_mirror_row *place = &core->vms[index].mirrors[n].d;
 
-        if (!image_counts(&core->vms[index], n))
-            continue;
-        if (place->node_id == vm->save.node_id) {
+        if (image_counts(&core->vms[index], n) && place->node_id == image->node_id) {
             struct mst_mirror_row *row = txn_mirror(core, index, n);
 
             *row = *place;
             row->counts = false;
-        } else {
-            others++;
         }
     }
-    if (others == 0)
-        vm->image_floor = vm->save.epoch + 1;
 }
 
 static void stage_start_failed(struct mst_core *core, struct rec *rec, unsigned i)
@@ -566,7 +558,7 @@ static void stage_start_failed(struct mst_core *core, struct rec *rec, unsigned 
         struct mst_vm_row *vm = txn_vm(core, rvm->vm);
 
         if (vm->save.image)
-            stage_image_bad(core, rvm->vm, vm);
+            stage_image_bad(core, rvm->vm, &vm->save);
         memset(&vm->save, 0, sizeof(vm->save));
     }
     core_log(core, MST_LOG_WARNING, "recovery=%" PRIu64 " vm=%s %s", rec->d.id, rvm->d.vm, row->text);

@@ -243,7 +243,7 @@ bool node_usable(const struct mst_core *core, unsigned index, const char **ret_w
         why = "is drained";
     else if (!agent_runs(core, node))
         why = "its agent does not run";
-    else if (node->fence_off_ms != 0 && core->now_ms - node->fence_off_ms < FENCE_OFF_MS)
+    else if (node->fence_off_ms != 0 && core->now_ms - node->fence_off_ms < MAX_OF(FENCE_OFF_MS, core->conf.fence_timeout_ms))
         why = "its power may still be cut";
     else if (unsteady(core, node))
         why = "its keeper has started too often (node-starts-max); it is used again later, or after node drain --undo";
@@ -292,6 +292,19 @@ int node_lost(const struct mst_core *core, unsigned index)
             return (int)i;
     }
     return -1;
+}
+
+const struct vm *node_awaits(const struct mst_core *core, unsigned index)
+{
+    for (unsigned i = 0; i < core->vms_end; i++) {
+        const struct vm *vm = &core->vms[i];
+        const struct rec *rec = vm->used && vm->rec >= 0 ? &core->recs[vm->rec] : NULL;
+
+        if (rec && (rec->d.state == MST_REC_COMMITTING || rec->d.state == MST_REC_RESUMING) && !vm->d.fenced &&
+            vm->d.phase != MST_VM_HELD && vm->d.node_id == core->nodes[index].conf.id)
+            return vm;
+    }
+    return NULL;
 }
 
 static_assert(RECOVERIES_KEPT > 2 * MST_NODES_MAX, "starts and stops have room as well");

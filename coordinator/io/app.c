@@ -295,6 +295,7 @@ static void core_conf(const struct mst_coordinator_conf *conf, struct mst_core_c
     ret->mass_loss_percent = conf->mass_loss_percent;
     ret->lease_ms = conf->lease_ms;
     ret->mirror_lag_ms = conf->mirror_lag_ms;
+    ret->fence_timeout_ms = conf->fence_timeout_ms;
     ret->nodes_count = conf->nodes_count;
     for (unsigned i = 0; i < conf->nodes_count; i++) {
         struct mst_member *to = &ret->nodes[i];

@@ -823,6 +823,7 @@ START_TEST(an_image_that_is_bad_does_not_bar_another_one_that_counts)
 {
     struct world *w = mirrored_vm(4);
     unsigned starts;
+    uint32_t refused;
 
     ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
     ck_assert(world_until(w, 5000, second_log_is_there, NULL));
@@ -835,10 +836,12 @@ START_TEST(an_image_that_is_bad_does_not_bar_another_one_that_counts)
     for (unsigned i = 0; i < 3000 && world_orders(w, MST_ORDER_START, VM) < starts + 2; i++)
         world_run(w, 10);
     world_run(w, 10);
+    refused = world_last(w, MST_ORDER_START, VM)->source_node;
     for (unsigned i = 1; i < 4; i++)
         w->nodes[i].start_err = 0;
     ck_assert(world_until(w, 20000, runs_somewhere, VM));
     resumed_from_image(w, 1, 7);
+    ck_assert_uint_ne(world_last(w, MST_ORDER_START, VM)->source_node, refused);
     world_free(w);
 }
 END_TEST

@@ -167,6 +167,27 @@ START_TEST(a_node_to_which_a_vm_is_on_its_way_is_not_drained_yet)
 }
 END_TEST
 
+START_TEST(a_failing_node_to_which_a_vm_is_on_its_way_is_told_of_again)
+{
+    struct world *w = world_new(2);
+    struct mst_definition def = world_def("web01", 16, true);
+
+    world_define(w, &def);
+    w->nodes[1].orders_wait = true;
+    (void)world_ask(w, MST_REQ_START, "web01", "n2");
+    world_run(w, 500);
+    world_report(w, MST_FAULT_PROCESSOR, 1, NULL);
+    world_run(w, 500);
+    w->nodes[1].orders_wait = false;
+    ck_assert(world_until(w, 5000, runs_somewhere, "web01"));
+    world_run(w, 1200);
+    world_report(w, MST_FAULT_PROCESSOR, 1, NULL);
+    world_run(w, 10000);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
 /* Held while the recovery that has it is still busy with another VM: what it is held for stays to be read, and it is said why. */
 START_TEST(a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others)
 {
@@ -535,6 +556,7 @@ int main(void)
     tcase_add_test(tcase, a_node_that_is_named_is_the_only_one_and_must_exist);
     tcase_add_test(tcase, a_node_that_is_named_is_heeded_for_a_vm_that_a_fault_has_left_held);
     tcase_add_test(tcase, a_node_to_which_a_vm_is_on_its_way_is_not_drained_yet);
+    tcase_add_test(tcase, a_failing_node_to_which_a_vm_is_on_its_way_is_told_of_again);
     tcase_add_test(tcase, a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others);
     tcase_add_test(tcase, start_and_stop_again_change_nothing);
     tcase_add_test(tcase, a_stop_that_cannot_be_proved_says_so_and_is_carried_out_later);

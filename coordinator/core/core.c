@@ -105,6 +105,7 @@ static void pause_look(struct mst_core *core)
         node->manage.resolved = false;
         if (node->link == 0 && node->link_closed_ms != 0)
             node->link_closed_ms = core->now_ms;
+        node->well_ms += node->well_ms != 0 ? gap : 0; /* who goes in it goes with those who are missed behind it */
     }
     core->windows_ms = core->now_ms;
     if (core->started_ms + gap > core->started_ms)

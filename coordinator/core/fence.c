@@ -148,6 +148,7 @@ static void node_is_dead(struct mst_core *core, unsigned index)
 static bool stage_dead(struct mst_core *core, struct proof *proof)
 {
     struct node *node = &core->nodes[proof->node];
+    char text[MST_TEXT_BYTES];
 
     if (node->instance != proof->instance) {
         core_log(core, MST_LOG_WARNING,
@@ -155,6 +156,13 @@ static bool stage_dead(struct mst_core *core, struct proof *proof)
                  mst_proof_name(proof->kind), proof->instance, node->instance);
         if (proof->token != 0)
             core->io.reply(core->io.impl, proof->token, -ESTALE, "the node has come back meanwhile");
+        return false;
+    }
+    if (proof->kind == MST_PROOF_OPERATOR && death_is_refuted(core, proof->node, text, sizeof(text))) {
+        core_log(core, MST_LOG_WARNING, "node=%s proof=%s waited for the store meanwhile: %s", node->conf.name,
+                 mst_proof_name(proof->kind), text);
+        if (proof->token != 0)
+            core->io.reply(core->io.impl, proof->token, -EBUSY, text);
         return false;
     }
     txn_begin(core);
@@ -467,6 +475,15 @@ static bool keeper_is_first(const struct mst_core *core, unsigned index)
     return false;
 }
 
+/* It has not had the time that it is given to call: we have just begun, or have stood still. */
+static bool may_call_yet(const struct mst_core *core, const struct node *node)
+{
+    uint64_t since_ms = MAX_OF(core->windows_ms, node->joined ? 0 : core->started_ms);
+
+    return node->link == 0 && since_ms != 0 &&
+           core->now_ms - since_ms < MAX_OF(core->conf.keeper_silent_ms, core->conf.keeper_return_ms);
+}
+
 static bool power_is_next(const struct mst_core *core, const struct rec *rec, unsigned index)
 {
     const struct node *node = &core->nodes[index];
@@ -474,7 +491,7 @@ static bool power_is_next(const struct mst_core *core, const struct rec *rec, un
     /* A proof by the keeper as well: cutting the power now would take the saves of VMs that are known to have stopped. */
     if (node->fencing || core->now_ms < node->fence_next_ms || any_proof_waits(core, index) || txn_moves(core, rec))
         return false;
-    if (rec->fence_order != 0 || keeper_is_first(core, index))
+    if (rec->fence_order != 0 || keeper_is_first(core, index) || may_call_yet(core, node))
         return false;
     if (seen_again(core, rec, node) && rec->fence_sent[index] != node->instance)
         return false;

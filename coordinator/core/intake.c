@@ -10,6 +10,7 @@
 void report_queue(struct mst_core *core, const struct mst_report *report, uint64_t link, uint64_t token, int node_of_link)
 {
     struct queued_report *entry;
+    int index = node_find(core, report->node);
 
     if (core->reports_count == REPORTS_MAX) {
         core_log(core, MST_LOG_WARNING, "report kind=%s node=%s vm=%s dropped: %u wait already",
@@ -23,6 +24,7 @@ void report_queue(struct mst_core *core, const struct mst_report *report, uint64
     entry->link = link;
     entry->token = token;
     entry->node_of_link = node_of_link;
+    entry->read = index >= 0 ? core->nodes[index].read_started : 0;
 }
 
 bool report_waits(const struct mst_core *core, uint32_t kind, const char *node, const char *vm)
@@ -195,8 +197,19 @@ struct verdict {
     char text[MST_TEXT_BYTES];
 };
 
-static void judge_vm(struct mst_core *core, const struct mst_report *r, unsigned node, struct verdict *ret)
+/* Its slot was read since the report came, and says nothing of it any more: a decision may have waited for the store as long as the silence lasted. */
+static bool answers_again(const struct mst_core *core, const struct queued_report *q, unsigned index)
 {
+    struct node *node = (struct node *)&core->nodes[index];
+    const struct held *held = held_find(node, q->r.vm, q->r.epoch);
+
+    return q->r.kind == MST_FAULT_VM_SILENT && node->read_err == 0 && node->read_finished > q->read && held &&
+           held->s.run_state == MST_RUN_RUNNING && held->s.fault_kind == MST_FAULT_NONE;
+}
+
+static void judge_vm(struct mst_core *core, const struct queued_report *q, unsigned node, struct verdict *ret)
+{
+    const struct mst_report *r = &q->r;
     const struct vm *vm;
 
     ret->vm = vm_find(core, r->vm);
@@ -215,6 +228,10 @@ static void judge_vm(struct mst_core *core, const struct mst_report *r, unsigned
     ret->err = 0;
     if (vm->rec >= 0 && !MST_MUTANT(25)) {
         text_set(ret->text, sizeof(ret->text), "belongs to recovery %" PRIu64 ", which is under way", core->recs[vm->rec].d.id);
+        return;
+    }
+    if (answers_again(core, q, node)) {
+        text_set(ret->text, sizeof(ret->text), "%s answers again", r->vm);
         return;
     }
     if (vm->d.fenced || !vm->d.wanted) {
@@ -304,7 +321,7 @@ static void judge(struct mst_core *core, const struct queued_report *q, int node
         ret->vm = r->vm[0] ? vm_find(core, r->vm) : -1;
         text_set(ret->text, sizeof(ret->text), "what does not check is not used");
     } else if (r->vm[0]) {
-        judge_vm(core, r, (unsigned)node, ret);
+        judge_vm(core, q, (unsigned)node, ret);
     } else {
         judge_node_report(core, q, (unsigned)node, ret);
     }

@@ -273,8 +273,8 @@ struct pending {
 
 struct queued_report {
     struct mst_report r;
-    uint64_t link, token;
-    int node_of_link; /* -1: operator or ourselves */
+    uint64_t link, token, read; /* read: number of the newest read of that node's slots, begun or ended */
+    int node_of_link;           /* -1: operator or ourselves */
 };
 
 struct queued_request {
@@ -376,6 +376,8 @@ int node_open(const struct mst_core *core, uint32_t node_id, unsigned scopes);  
 bool rec_gives_up(const struct mst_core *core, const struct rec *rec, unsigned index);
 int node_lost(const struct mst_core *core, unsigned index); /* such a recovery, -1 */
 bool rec_room(const struct mst_core *core, enum mst_scope scope);
+/* Whether something speaks against the operator's word that it is dead; text: what. Asked when he says it, and when it is decided. */
+bool death_is_refuted(const struct mst_core *core, unsigned index, char *text, size_t size);
 /* A VM that is being started there, NULL: none of those that a move takes along yet, and nobody would move it afterwards. */
 const struct vm *node_awaits(const struct mst_core *core, unsigned index);
 uint64_t nodes_flapping(const struct mst_core *core); /* bits: a link that flaps is up whenever one looks */

@@ -53,6 +53,7 @@ void mirror_state_move(struct mst_core *core, struct vm *vm, struct mirror *m, e
              "vm=%s epoch=%" PRIu64 " mirror=%s log=%016" PRIx64 " state=%s%s%s", vm->d.name, m->epoch,
              node_name(core, m->node_id), m->log_id, states[next].name, why[0] ? " " : "", why);
     m->state = next;
+    core->view_generation += next == MIRROR_IDLE; /* what was kept free for it is free */
     m->retry_ms = 0;
     m->order = 0;
     m->sure_ms = next == MIRROR_SURE ? MAX_OF(core->now_ms, 1) : 0;

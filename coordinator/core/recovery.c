@@ -461,6 +461,8 @@ static bool step_restarting(struct mst_core *core, struct rec *rec)
         return agent_done(core, rec, "the node as a whole is lost");
     if (rec->agent_asked && node->agent_up && node->detect.any && node->detect.agent_beat != rec->agent_beat)
         return agent_done(core, rec, "the agent runs again");
+    if (!rec->agent_asked && node->agent_up && mst_detect_agent(&node->detect, core->conf.agent_silent_ms) == MST_LIFE_MOVING)
+        return agent_done(core, rec, "the agent moves again");
     if (rec->agent_asked && core->now_ms < rec->fence_retry_ms)
         return false;
     if (node->agent_restarts_ms[AGENT_TRIES_MAX - 1] != 0 &&

@@ -218,7 +218,7 @@ static bool stop(struct mst_core *core, struct queued_request *q, int index)
     } else if (!rec) {
         (void)open_recovery(core, MST_SCOPE_STOP, MST_FAULT_NONE, node_find_id(core, vm->d.node_id), 0, index,
                             "stopped by the operator");
-    } else if (vm->d.phase == MST_VM_HELD && rec->d.state == MST_REC_HELD && vm->d.fenced) {
+    } else if (vm->d.phase == MST_VM_HELD && vm->d.fenced) { /* whatever its recovery still does for others */
         row->phase = MST_VM_STOPPED;
         memset(&row->save, 0, sizeof(row->save));
         for (unsigned i = 0; i < rec->vms_count; i++) {
@@ -325,24 +325,35 @@ static bool undrain(struct mst_core *core, struct queued_request *q, unsigned in
     return true;
 }
 
-static bool confirm_dead(struct mst_core *core, struct queued_request *q, unsigned index)
+bool death_is_refuted(const struct mst_core *core, unsigned index, char *text, size_t size)
 {
-    struct node *node = &core->nodes[index];
-    struct proof *proof;
+    const struct node *node = &core->nodes[index];
     enum mst_life life = mst_detect_keeper(&node->detect, core->conf.keeper_silent_ms);
 
     if (!MST_MUTANT(4) &&
         ((node->link != 0 && life != MST_LIFE_FROZEN) || (life == MST_LIFE_MOVING && node->detect.failing_since_ms == 0 &&
-                                                          core->now_ms - node->detect.last_ok_ms < OWN_PAUSE_MS)))
-        return answer(core, q, -EBUSY,
-                      "%s is connected and its counter is not frozen: it is not dead; node drain moves its VMs away",
-                      node->conf.name);
-    if (node->manage.degraded || manage_answers(core, node))
-        return answer(
-            core, q, -EBUSY,
-            "%s answers at its management address: it is not dead, its VMs run; switch its power off, and it is given up %u "
-            "ms later",
-            node->conf.name, core->conf.keeper_silent_ms);
+                                                          core->now_ms - node->detect.last_ok_ms < OWN_PAUSE_MS))) {
+        text_set(text, size, "%s is connected and its counter is not frozen: it is not dead; node drain moves its VMs away",
+                 node->conf.name);
+        return true;
+    }
+    if (!node->manage.degraded && !manage_answers(core, node))
+        return false;
+    text_set(
+        text, size,
+        "%s answers at its management address: it is not dead, its VMs run; switch its power off, and it is given up %u ms later",
+        node->conf.name, core->conf.keeper_silent_ms);
+    return true;
+}
+
+static bool confirm_dead(struct mst_core *core, struct queued_request *q, unsigned index)
+{
+    struct node *node = &core->nodes[index];
+    struct proof *proof;
+    char text[MST_TEXT_BYTES];
+
+    if (death_is_refuted(core, index, text, sizeof(text)))
+        return answer(core, q, -EBUSY, "%s", text);
     if (!node->joined && core->now_ms - core->started_ms < core->conf.keeper_return_ms)
         return answer(core, q, -EBUSY,
                       "the coordinator has just started and %s has not called yet: it may live; ask again in %u ms",

@@ -682,7 +682,6 @@ bool rec_held(struct mst_core *core, struct rec *rec)
         txn_submit(core, "%s", "");
         return true;
     }
-    rec->hold_generation = core->view_generation;
     rec->entered_ms = core->now_ms;
     fit = dry_run(core, rec, MST_OUT_HELD, which);
     back = saves_back(core, rec, which + fit);
@@ -694,8 +693,10 @@ bool rec_held(struct mst_core *core, struct rec *rec)
         next = MST_REC_READING;
         fit = rec->d.scope == MST_SCOPE_MOVE ? dry_run(core, rec, MST_OUT_RUNS_ON, which) : 0;
     }
-    if (fit == 0)
+    if (fit == 0) {
+        rec->hold_generation = core->view_generation; /* not before: the store may refuse what follows */
         return false;
+    }
     txn_begin(core);
     for (unsigned k = 0; k < fit; k++) {
         struct mst_rvm_row *row = txn_rvm(core, rec, which[k]);

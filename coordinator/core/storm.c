@@ -81,12 +81,18 @@ static void freeze_text(struct mst_core *core, unsigned lost, unsigned of)
 
 static void thaw(struct mst_core *core)
 {
+    for (unsigned i = 0; i < core->nodes_count; i++) {
+        struct node *node = &core->nodes[i];
+
+        /* One that is still missing may go on missing with others that were seen for a moment, or whose windows our own pause began anew. */
+        if (core->frozen && node->mass_lost && node_away(core, node, false))
+            node->well_ms = MAX_OF(core->now_ms, 1);
+        node->mass_lost = false;
+    }
     if (core->frozen)
         core_event(core, &(struct mst_event){.kind = MST_EV_STORM_OVER});
     core->frozen = false;
     core->frozen_text[0] = 0;
-    for (unsigned i = 0; i < core->nodes_count; i++)
-        core->nodes[i].mass_lost = false;
 }
 
 void storm_begin(struct mst_core *core)

@@ -416,6 +416,25 @@ START_TEST(without_room_for_an_image_the_numbers_are_said_and_the_vm_runs_on)
 }
 END_TEST
 
+START_TEST(room_that_was_kept_free_for_an_image_is_given_to_who_waits_for_it)
+{
+    struct world *w = world_new(2);
+    struct mst_definition def = world_mirror_def(VM, 16), big = world_def("big", 740, false);
+
+    big.allowed[big.allowed_count++] = 2;
+    world_define(w, &def);
+    world_define(w, &big);
+    w->nodes[1].orders_wait = true; /* the one to make the image */
+    world_start_vm(w, VM, "n1");
+    world_run(w, 1100);
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "big", NULL), -ENOSPC);
+    w->nodes[1].mirror_err = -ENOSPC;
+    w->nodes[1].orders_wait = false;
+    ck_assert(world_until(w, 10000, runs_somewhere, "big"));
+    world_free(w);
+}
+END_TEST
+
 START_TEST(a_node_that_refuses_an_image_is_asked_again_less_and_less_often)
 {
     struct world *w = world_new(2);
@@ -1662,6 +1681,7 @@ int main(void)
     tcase_add_test(tcase, a_mirror_whose_node_is_lost_is_replaced);
     tcase_add_test(tcase, a_mirror_whose_keeper_starts_anew_is_seeded_anew);
     tcase_add_test(tcase, without_room_for_an_image_the_numbers_are_said_and_the_vm_runs_on);
+    tcase_add_test(tcase, room_that_was_kept_free_for_an_image_is_given_to_who_waits_for_it);
     tcase_add_test(tcase, a_node_that_refuses_an_image_is_asked_again_less_and_less_often);
     tcase_add_test(tcase, an_image_counts_against_the_memory_of_its_node);
     tcase_add_test(tcase, an_image_is_forgotten_when_the_vm_is_stopped);

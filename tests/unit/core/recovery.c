@@ -771,6 +771,54 @@ START_TEST(with_no_room_elsewhere_vms_run_on_where_they_are)
 }
 END_TEST
 
+static void hang_the_store(struct world *w)
+{
+    struct mst_definition other = world_def("other", 16, false);
+
+    world_define(w, &other);
+    w->store_hangs = true;
+    (void)world_ask(w, MST_REQ_UNDEFINE, "other", NULL);
+    world_run(w, 100);
+}
+
+/* The decision waited for the store longer than the silence lasted. */
+START_TEST(a_vm_that_answers_again_before_its_silence_is_decided_on_runs_on)
+{
+    struct world *w = one_vm(2);
+    struct mst_slot *slot = world_slot(&w->nodes[0], "web01", 1);
+
+    hang_the_store(w);
+    slot->fault_kind = MST_FAULT_VM_SILENT;
+    w->nodes[0].generation++;
+    world_run(w, 2000);
+    slot->fault_kind = 0;
+    w->nodes[0].generation++;
+    world_run(w, 2000);
+    w->store_hangs = false;
+    world_run(w, 10000);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 1);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(an_agent_that_moves_again_before_its_silence_is_decided_on_is_left_alone)
+{
+    struct world *w = one_vm(2);
+
+    world_run(w, 2000);
+    hang_the_store(w);
+    w->nodes[0].agent_frozen = true;
+    world_run(w, 5000);
+    w->nodes[0].agent_frozen = false;
+    world_run(w, 1000);
+    w->store_hangs = false;
+    world_run(w, 5000);
+    ck_assert_uint_eq(w->nodes[0].agent_restarts_ordered, 0);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(a_drain_moves_everything_alive_and_leaves_nothing_behind)
 {
     struct world *w = one_vm(3);
@@ -1158,6 +1206,8 @@ int main(void)
     tcase_add_test(tcase, a_failing_processor_has_its_vms_saved_fenced_and_resumed_elsewhere);
     tcase_add_test(tcase, a_save_that_fails_falls_back_to_the_last_checkpoint);
     tcase_add_test(tcase, with_no_room_elsewhere_vms_run_on_where_they_are);
+    tcase_add_test(tcase, a_vm_that_answers_again_before_its_silence_is_decided_on_runs_on);
+    tcase_add_test(tcase, an_agent_that_moves_again_before_its_silence_is_decided_on_is_left_alone);
     tcase_add_test(tcase, a_drain_moves_everything_alive_and_leaves_nothing_behind);
     tcase_add_test(tcase, a_node_that_dies_in_the_middle_of_a_drain_loses_no_vm);
     tcase_add_test(tcase, a_hung_agent_is_restarted_and_its_vms_run_on);

@@ -188,6 +188,25 @@ START_TEST(a_failing_node_to_which_a_vm_is_on_its_way_is_told_of_again)
 }
 END_TEST
 
+START_TEST(a_held_vm_is_not_forgotten_when_the_store_refuses_to_take_it_up)
+{
+    struct world *w = world_new(2);
+    struct mst_definition def = world_def("web01", 16, true);
+
+    def.allowed[def.allowed_count++] = 2;
+    world_define(w, &def);
+    world_cut(w, 1, true);
+    world_run(w, 5000);
+    ck_assert_int_eq(world_request(w, MST_REQ_START, "web01", NULL), -ENOSPC);
+    w->commit_err = -ENOSPC;
+    world_cut(w, 1, false);
+    world_run(w, 4000);
+    w->commit_err = 0;
+    ck_assert(world_until(w, 40000, runs_somewhere, "web01"));
+    world_free(w);
+}
+END_TEST
+
 /* Held while the recovery that has it is still busy with another VM: what it is held for stays to be read, and it is said why. */
 START_TEST(a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others)
 {
@@ -214,6 +233,31 @@ START_TEST(a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others
     world_run(w, 2000);
     ck_assert_int_eq(world_request(w, MST_REQ_START, "web02", NULL), 0);
     ck_assert(runs_somewhere(w, "web02"));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_held_vm_is_stopped_while_its_recovery_is_busy_with_another)
+{
+    struct world *w = world_new(3);
+    struct mst_definition a = world_def("web01", 16, true), b = world_def("web02", 16, true);
+
+    b.on_node_fault = MST_ON_FAULT_HOLD;
+    world_define(w, &a);
+    world_define(w, &b);
+    world_start_vm(w, "web01", "n1");
+    world_start_vm(w, "web02", "n1");
+    world_checkpoint(w, "web01", 7);
+    world_run(w, 1200);
+    w->nodes[1].orders_wait = w->nodes[2].orders_wait = true;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 30000, is_held, "web02"));
+    ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web02", NULL), 0);
+    ck_assert_int_eq(world_phase(w, "web02"), MST_VM_STOPPED);
+    w->nodes[1].orders_wait = w->nodes[2].orders_wait = false;
+    ck_assert(world_until(w, 10000, runs_somewhere, "web01"));
+    ck_assert(world_until(w, 10000, recovery_closed, NULL));
+    ck_assert_int_eq(world_request(w, MST_REQ_UNDEFINE, "web02", NULL), 0);
     world_free(w);
 }
 END_TEST
@@ -557,6 +601,8 @@ int main(void)
     tcase_add_test(tcase, a_node_that_is_named_is_heeded_for_a_vm_that_a_fault_has_left_held);
     tcase_add_test(tcase, a_node_to_which_a_vm_is_on_its_way_is_not_drained_yet);
     tcase_add_test(tcase, a_failing_node_to_which_a_vm_is_on_its_way_is_told_of_again);
+    tcase_add_test(tcase, a_held_vm_is_not_forgotten_when_the_store_refuses_to_take_it_up);
+    tcase_add_test(tcase, a_held_vm_is_stopped_while_its_recovery_is_busy_with_another);
     tcase_add_test(tcase, a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others);
     tcase_add_test(tcase, start_and_stop_again_change_nothing);
     tcase_add_test(tcase, a_stop_that_cannot_be_proved_says_so_and_is_carried_out_later);

@@ -1396,6 +1396,34 @@ START_TEST(starts_that_nobody_has_room_for_leave_room_for_recoveries)
 }
 END_TEST
 
+/* It was true when he said it. The store takes its time with something else, and meanwhile the node is seen again. */
+START_TEST(a_death_that_waits_for_the_store_is_not_recorded_once_the_node_beats)
+{
+    struct world *w = protected_vm(2);
+    struct mst_definition a = world_def("a", 16, false), b = world_def("b", 16, false);
+
+    world_define(w, &a);
+    world_define(w, &b);
+    w->power = POWER_FAILS;
+    world_cut(w, 0, true);
+    ck_assert(world_until(w, 60000, fence_asked, NULL));
+    w->store_hangs = true;
+    (void)world_ask(w, MST_REQ_UNDEFINE, "a", NULL);
+    (void)world_ask(w, MST_REQ_CONFIRM_DEAD, "n1", NULL);
+    (void)world_ask(w, MST_REQ_UNDEFINE, "b", NULL);
+    w->store_hangs = false;
+    world_run(w, 10);
+    w->store_hangs = true;
+    world_cut(w, 0, false);
+    world_run(w, 1000);
+    w->store_hangs = false;
+    world_run(w, 20000);
+    ck_assert_uint_eq(world_epoch(w, "web01"), 1);
+    ck_assert_int_eq(world_where(w, "web01"), 0);
+    world_free(w);
+}
+END_TEST
+
 /* What the fence agent of the dead coordinator does shows only later. */
 START_TEST(a_node_whose_fence_outlives_its_coordinator_gets_nothing_for_a_while)
 {
@@ -1606,6 +1634,7 @@ int main(void)
     tcase_add_test(tcase, a_node_that_is_lost_while_its_own_recovery_starts_a_vm_there_is_fenced_anew);
     tcase_add_test(tcase, starts_that_nobody_has_room_for_leave_room_for_recoveries);
     tcase_add_test(tcase, a_node_whose_fence_outlives_its_coordinator_gets_nothing_for_a_while);
+    tcase_add_test(tcase, a_death_that_waits_for_the_store_is_not_recorded_once_the_node_beats);
     tcase_add_test(tcase, a_death_that_could_not_be_recorded_is_not_recorded_later);
     tcase_add_loop_test(tcase, a_vm_that_its_keeper_has_stopped_already_does_not_run_on_when_its_node_is_back, 0, 2);
     tcase_add_test(tcase, a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery_waits);

@@ -100,6 +100,62 @@ START_TEST(when_two_of_three_nodes_vanish_nobody_is_fenced_until_the_operator_sa
 }
 END_TEST
 
+/* What was seen before it proves nothing, so for a moment nobody is missing: that is no end of it. */
+START_TEST(a_pause_of_our_own_does_not_end_the_freeze)
+{
+    struct world *w = two_of_three_cut(LONG_MS);
+
+    w->now_us += 1500000;
+    world_run(w, 20000);
+    ck_assert_uint_eq(w->fence_asked, 0);
+    ck_assert(says(w, "cluster resume"));
+    world_free(w);
+}
+END_TEST
+
+START_TEST(a_node_that_is_back_for_a_moment_does_not_end_the_freeze_for_good)
+{
+    struct world *w = two_of_three_cut(LONG_MS);
+
+    world_cut(w, 0, false);
+    world_run(w, 1000);
+    world_cut(w, 0, true);
+    world_run(w, 20000);
+    ck_assert_uint_eq(w->fence_asked, 0);
+    world_free(w);
+}
+END_TEST
+
+START_TEST(nodes_that_vanish_while_we_stand_still_vanish_at_once)
+{
+    struct world *w = world_of(3, 2);
+
+    w->now_us += 70000000;
+    world_cut(w, 0, true);
+    world_cut(w, 1, true);
+    world_run(w, 30000);
+    ck_assert_uint_eq(w->fence_asked, 0);
+    world_free(w);
+}
+END_TEST
+
+/* Only the one before could not reach them. */
+START_TEST(a_coordinator_that_begins_gives_nodes_time_to_call_before_it_fences)
+{
+    struct world *w = two_of_three_cut(2000);
+
+    w->nodes[0].cut = false;
+    world_restart(w);
+    world_run(w, 1000);
+    w->nodes[1].cut = false;
+    world_run(w, 10000);
+    ck_assert_uint_eq(w->fence_asked, 0);
+    ck_assert_uint_eq(world_epoch(w, "web1"), 1);
+    ck_assert_uint_eq(world_epoch(w, "web2"), 1);
+    world_free(w);
+}
+END_TEST
+
 START_TEST(when_one_of_the_vanished_nodes_is_back_the_other_is_fenced)
 {
     struct world *w = two_of_three_cut(LONG_MS);
@@ -570,6 +626,10 @@ int main(void)
 
     tcase_set_timeout(tcase, 60);
     tcase_add_loop_test(tcase, when_two_of_three_nodes_vanish_nobody_is_fenced_until_the_operator_says_so, 0, 2);
+    tcase_add_test(tcase, a_pause_of_our_own_does_not_end_the_freeze);
+    tcase_add_test(tcase, a_node_that_is_back_for_a_moment_does_not_end_the_freeze_for_good);
+    tcase_add_test(tcase, nodes_that_vanish_while_we_stand_still_vanish_at_once);
+    tcase_add_test(tcase, a_coordinator_that_begins_gives_nodes_time_to_call_before_it_fences);
     tcase_add_test(tcase, when_one_of_the_vanished_nodes_is_back_the_other_is_fenced);
     tcase_add_test(tcase, the_operator_need_not_wait_for_the_grace_that_follows_a_mass_loss);
     tcase_add_test(tcase, a_vanished_node_that_is_confirmed_dead_leaves_one_that_is_fenced);

@@ -228,7 +228,7 @@ static void file_rotate(void)
 
 static void file_write(const char *data, size_t len)
 {
-    if (timeline.fd < 0)
+    if (timeline.fd < 0 && (!timeline.path[0] || file_open() < 0)) /* a rotation may have failed to open the next file */
         return;
     if (timeline.file_bytes > 0 && timeline.file_bytes + len > timeline.max_bytes)
         file_rotate();

@@ -413,12 +413,18 @@ void mst_core_readable(struct mst_core *core, const struct mst_time *now, unsign
     core_run(core);
 }
 
+/* Read before our own pause, and told behind it: as if it were the first of the new windows, the pause would count as silence. */
+static bool before_pause(const struct mst_core *core, uint64_t at_us)
+{
+    return at_us / 1000 < core->windows_ms;
+}
+
 void mst_core_beat(struct mst_core *core, const struct mst_time *now, unsigned node, const struct mst_beat *beat)
 {
     struct node *n = &core->nodes[node];
 
     core_time(core, now);
-    if (node >= core->nodes_count || beat->instance != n->instance)
+    if (node >= core->nodes_count || beat->instance != n->instance || before_pause(core, beat->read_us))
         return;
     n->beat_reads++;
     if (n->detect.any && beat->read_us / 1000 > n->detect.last_ok_ms)
@@ -436,7 +442,7 @@ void mst_core_beat(struct mst_core *core, const struct mst_time *now, unsigned n
 void mst_core_beat_failed(struct mst_core *core, const struct mst_time *now, unsigned node, uint64_t at_us)
 {
     core_time(core, now);
-    if (node < core->nodes_count)
+    if (node < core->nodes_count && !before_pause(core, at_us))
         mst_detect_failed(&core->nodes[node].detect, at_us / 1000);
 }
 

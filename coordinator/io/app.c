@@ -242,9 +242,13 @@ static void on_fabric_closed(void *arg)
 
 static void on_fabric_gone(void *arg)
 {
-    (void)arg;
+    struct app *app = arg;
+
     /* Everything that matters is in the store: starting again is the same as opening the device again, and is tested more. */
     log_error("the RDMA device is gone: ending, to be started again");
+    app_fences_cancel(app); /* nobody would end them in time */
+    if (app->conf->store)
+        mst_store_close(app->store); /* etcd: another one may lead at once */
     exit(EXIT_FAILURE);
 }
 

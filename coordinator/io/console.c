@@ -153,6 +153,10 @@ void console_moved(struct app *app, const char *vm, int node, uint64_t epoch)
             continue;
         console->node = node;
         console->link = 0;
+        if (!console->follow) { /* whom it was asked of does not answer any more, and nobody asks again */
+            end(console, -ECONNRESET, "the VM has moved: ask again");
+            continue;
+        }
         if (epoch > console->epoch) {
             console->epoch = epoch;
             console->offset = 0;

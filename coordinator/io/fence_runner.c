@@ -21,8 +21,8 @@
 #define OUTPUT_BYTES 160u /* the end of what it printed */
 #define EXIT_OFF     2    /* FenceAgentAPI: status of a node that is off */
 
-enum step { STEP_OFF, STEP_STATUS };
-static const char *const step_action[] = {[STEP_OFF] = "off", [STEP_STATUS] = "status"};
+enum step { STEP_OFF, STEP_MONITOR, STEP_STATUS };
+static const char *const step_action[] = {[STEP_OFF] = "off", [STEP_MONITOR] = "monitor", [STEP_STATUS] = "status"};
 
 struct mst_fence_run {
     uv_loop_t *loop;
@@ -96,7 +96,7 @@ static void step_ended(struct mst_fence_run *run, int status)
     }
     if (run->timed_out) {
         r = mst_why_set(&why, -ETIMEDOUT, "%s action=%s took longer than %u ms and was killed", agent, action, run->timeout_ms);
-    } else if (run->step == STEP_OFF && WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+    } else if (run->step != STEP_STATUS && WIFEXITED(status) && WEXITSTATUS(status) == 0) {
         run->step = STEP_STATUS;
         r = step_start(run, &why);
         if (r == 0)
@@ -122,9 +122,9 @@ static void exited_closed(uv_handle_t *handle)
     int status = 0;
 
     close(run->pidfd);
+    kill(-run->pid, SIGKILL); /* what it left behind; until it is waited for, its number is nobody else's */
     while (waitpid(run->pid, &status, 0) < 0 && errno == EINTR)
         ;
-    kill(-run->pid, SIGKILL); /* what it left behind */
     run->pid = 0;
     step_ended(run, status);
     handle_closed(handle);
@@ -185,7 +185,11 @@ static void on_output(uv_poll_t *poll, int status, int events)
 static void on_timer(uv_timer_t *timer)
 {
     struct mst_fence_run *run = timer->data;
+    siginfo_t info = {0};
 
+    /* Timers come first in a loop that has stood still: it may have ended in time. */
+    if (waitid(P_PIDFD, (id_t)run->pidfd, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0)
+        return;
     run->timed_out = true;
     program_kill(run); /* on_exited follows */
 }
@@ -284,6 +288,7 @@ static int step_start(struct mst_fence_run *run, struct mst_why *why)
     run->open_handles += 2;
     uv_poll_start(&run->exited, UV_READABLE, on_exited);
     uv_poll_start(&run->output, UV_READABLE, on_output);
+    uv_update_time(run->loop);
     uv_timer_start(&run->timer, on_timer, run->timeout_ms, 0);
     return 0;
 close_pipes:
@@ -310,7 +315,8 @@ int mst_fence_run(uv_loop_t *loop, const struct mst_fence_conf *conf, uint32_t t
     run->done = done;
     run->arg = arg;
     run->look = look;
-    run->step = look ? STEP_STATUS : STEP_OFF;
+    run->step = look ? STEP_MONITOR
+                     : STEP_OFF; /* an agent that is broken may exit with 2, too: it has to have done something well before */
     uv_timer_init(loop, &run->timer);
     run->timer.data = run;
     run->open_handles = 1;

@@ -1396,6 +1396,30 @@ START_TEST(starts_that_nobody_has_room_for_leave_room_for_recoveries)
 }
 END_TEST
 
+/* All machines stood still together; the loop takes a beat that was read just before. */
+START_TEST(a_beat_that_was_read_before_our_pause_does_not_make_the_pause_a_silence)
+{
+    struct world *w = protected_vm(2);
+    struct mst_beat beat = {.instance = w->nodes[0].hello.instance,
+                            .generation = w->nodes[0].generation,
+                            .keeper_beat = w->nodes[0].beat,
+                            .agent_beat = w->nodes[0].agent_beat,
+                            .agent_up = true,
+                            .read_us = w->now_us};
+    struct mst_time t = {.wall_ms = 1};
+
+    w->now_us += 20000000;
+    t.us = w->now_us;
+    mst_core_beat(w->core, &t, 0, &beat);
+    w->nodes[0].frozen = true;
+    world_run(w, 300);
+    w->nodes[0].frozen = false;
+    world_run(w, 5000);
+    ck_assert_uint_eq(world_recoveries(w), 0);
+    world_free(w);
+}
+END_TEST
+
 /* It was true when he said it. The store takes its time with something else, and meanwhile the node is seen again. */
 START_TEST(a_death_that_waits_for_the_store_is_not_recorded_once_the_node_beats)
 {
@@ -1635,6 +1659,7 @@ int main(void)
     tcase_add_test(tcase, starts_that_nobody_has_room_for_leave_room_for_recoveries);
     tcase_add_test(tcase, a_node_whose_fence_outlives_its_coordinator_gets_nothing_for_a_while);
     tcase_add_test(tcase, a_death_that_waits_for_the_store_is_not_recorded_once_the_node_beats);
+    tcase_add_test(tcase, a_beat_that_was_read_before_our_pause_does_not_make_the_pause_a_silence);
     tcase_add_test(tcase, a_death_that_could_not_be_recorded_is_not_recorded_later);
     tcase_add_loop_test(tcase, a_vm_that_its_keeper_has_stopped_already_does_not_run_on_when_its_node_is_back, 0, 2);
     tcase_add_test(tcase, a_vm_that_is_back_on_a_node_proved_dead_is_stopped_while_its_recovery_waits);

@@ -86,12 +86,12 @@ START_TEST(off_and_a_status_that_agrees_is_success)
 }
 END_TEST
 
-START_TEST(a_look_asks_only_for_the_status)
+START_TEST(a_look_switches_nothing)
 {
     static const struct {
         const char *body;
         int err;
-    } rows[] = {{"exit 2", 0}, {"exit 0", -EAGAIN}, {"exit 1", -EIO}};
+    } rows[] = {{"[ $action = monitor ] || exit 2", 0}, {"exit 0", -EAGAIN}, {"[ $action = monitor ] || exit 1", -EIO}};
 
     for (unsigned i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         struct mst_fence_run *fence = NULL;
@@ -108,7 +108,7 @@ START_TEST(a_look_asks_only_for_the_status)
         ck_assert_ptr_nonnull(file);
         got[fread(got, 1, sizeof(got) - 1, file)] = '\0';
         fclose(file);
-        ck_assert_str_eq(got, "action=status\nip=10.0.0.1\nplug=n1\n");
+        ck_assert_str_eq(got, "action=monitor\nip=10.0.0.1\nplug=n1\naction=status\nip=10.0.0.1\nplug=n1\n");
     }
 }
 END_TEST
@@ -120,6 +120,51 @@ START_TEST(off_that_is_contradicted_by_the_status_is_no_success)
     ck_assert_uint_eq(result.count, 1);
     ck_assert_int_eq(result.err, -EIO);
     ck_assert_ptr_nonnull(strstr(result.text, "says on"));
+}
+END_TEST
+
+/* A shell that does not understand its script exits with 2: FenceAgentAPI's "off". */
+START_TEST(an_agent_that_is_broken_proves_nothing)
+{
+    struct mst_fence_run *fence = NULL;
+
+    fake("if");
+    ck_assert_int_eq(mst_fence_run(&loop, &conf, 5000, true, on_done, NULL, &fence, &why), 0);
+    uv_run(&loop, UV_RUN_DEFAULT);
+    ck_assert_uint_eq(result.count, 1);
+    ck_assert_msg(result.err == -EIO, "%d %s", result.err, result.text);
+}
+END_TEST
+
+static uv_idle_t idle; /* the loop does not wait for anything */
+
+static void on_idle(uv_idle_t *handle)
+{
+    (void)handle;
+}
+
+/* Behind the first look at what has ended, and before the timers. */
+static void stand_still(uv_check_t *check)
+{
+    usleep(1500000);
+    uv_close((uv_handle_t *)check, NULL);
+    uv_close((uv_handle_t *)&idle, NULL);
+}
+
+START_TEST(an_agent_that_ended_while_we_stood_still_has_ended_in_time)
+{
+    struct mst_fence_run *fence = NULL;
+    uv_check_t check;
+
+    fake("[ $action = off ] || exit 2");
+    ck_assert_int_eq(mst_fence_run(&loop, &conf, 1000, false, on_done, NULL, &fence, &why), 0);
+    uv_idle_init(&loop, &idle);
+    uv_idle_start(&idle, on_idle);
+    uv_check_init(&loop, &check);
+    uv_check_start(&check, stand_still);
+    uv_run(&loop, UV_RUN_DEFAULT);
+    ck_assert_uint_eq(result.count, 1);
+    ck_assert_msg(result.err == 0, "%d %s", result.err, result.text);
 }
 END_TEST
 
@@ -236,7 +281,9 @@ int main(void)
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, off_and_a_status_that_agrees_is_success);
-    tcase_add_test(tcase, a_look_asks_only_for_the_status);
+    tcase_add_test(tcase, a_look_switches_nothing);
+    tcase_add_test(tcase, an_agent_that_is_broken_proves_nothing);
+    tcase_add_test(tcase, an_agent_that_ended_while_we_stood_still_has_ended_in_time);
     tcase_add_test(tcase, off_that_is_contradicted_by_the_status_is_no_success);
     tcase_add_test(tcase, failing_agent_is_no_success_and_its_words_are_kept);
     tcase_add_test(tcase, off_that_answers_like_a_status_is_no_success);

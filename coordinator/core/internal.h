@@ -31,14 +31,13 @@
 #include "coordinator/core/plan.h"
 #include "shm/layout.h"
 
-#define RECOVERIES_KEPT                                                                                                          \
-    256u /* of which the last MST_NODES_MAX are for nodes, and as many before them for VMs that failed: rec_room */
-#define FAULTS_KEPT  512u
-#define REPORTS_MAX  256u
-#define REQUESTS_MAX 64u
-#define ORDERS_MAX   512u
-#define WAITERS_MAX  128u
-#define PROOFS_MAX   32u
+#define RECOVERIES_KEPT 256u /* open and closed; who has how many of them: rec_room */
+#define FAULTS_KEPT     512u
+#define REPORTS_MAX     256u
+#define REQUESTS_MAX    64u
+#define ORDERS_MAX      512u
+#define WAITERS_MAX     128u
+#define PROOFS_MAX      32u
 
 #define TRIES_MAX             3u     /* starts of one VM in one recovery */
 #define REFUSED_MAX           2u     /* refusals of one save that are believed */

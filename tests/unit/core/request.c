@@ -146,7 +146,7 @@ START_TEST(a_node_that_is_named_is_the_only_one_and_must_exist)
 }
 END_TEST
 
-START_TEST(a_node_to_which_a_vm_is_on_its_way_is_not_drained_yet)
+static struct world *on_its_way_to_n2(void)
 {
     struct world *w = world_new(2);
     struct mst_definition def = world_def("web01", 16, true);
@@ -155,11 +155,23 @@ START_TEST(a_node_to_which_a_vm_is_on_its_way_is_not_drained_yet)
     w->nodes[1].orders_wait = true;
     (void)world_ask(w, MST_REQ_START, "web01", "n2");
     world_run(w, 500);
-    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), -EBUSY);
-    ck_assert_str_eq(world_reply_text(w), "web01 is being started on n2: try again when it runs");
+    return w;
+}
+
+static void arrives(struct world *w)
+{
     w->nodes[1].orders_wait = false;
     ck_assert(world_until(w, 5000, runs_somewhere, "web01"));
     world_run(w, 1200);
+}
+
+START_TEST(a_node_to_which_a_vm_is_on_its_way_is_not_drained_yet)
+{
+    struct world *w = on_its_way_to_n2();
+
+    ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), -EBUSY);
+    ck_assert_str_eq(world_reply_text(w), "web01 is being started on n2: try again when it runs");
+    arrives(w);
     ck_assert_int_eq(world_request(w, MST_REQ_DRAIN, "n2", NULL), 0);
     world_run(w, 10000);
     ck_assert_int_eq(world_where(w, "web01"), 0);
@@ -169,18 +181,11 @@ END_TEST
 
 START_TEST(a_failing_node_to_which_a_vm_is_on_its_way_is_told_of_again)
 {
-    struct world *w = world_new(2);
-    struct mst_definition def = world_def("web01", 16, true);
+    struct world *w = on_its_way_to_n2();
 
-    world_define(w, &def);
-    w->nodes[1].orders_wait = true;
-    (void)world_ask(w, MST_REQ_START, "web01", "n2");
-    world_run(w, 500);
     world_report(w, MST_FAULT_PROCESSOR, 1, NULL);
     world_run(w, 500);
-    w->nodes[1].orders_wait = false;
-    ck_assert(world_until(w, 5000, runs_somewhere, "web01"));
-    world_run(w, 1200);
+    arrives(w);
     world_report(w, MST_FAULT_PROCESSOR, 1, NULL);
     world_run(w, 10000);
     ck_assert_int_eq(world_where(w, "web01"), 0);
@@ -207,12 +212,11 @@ START_TEST(a_held_vm_is_not_forgotten_when_the_store_refuses_to_take_it_up)
 }
 END_TEST
 
-/* Held while the recovery that has it is still busy with another VM: what it is held for stays to be read, and it is said why. */
-START_TEST(a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others)
+/* n1 is lost: web01 is being started elsewhere, and web02 of the same recovery is held. */
+static struct world *held_beside_a_start(void)
 {
     struct world *w = world_new(3);
     struct mst_definition a = world_def("web01", 16, true), b = world_def("web02", 16, true);
-    struct mst_vm_look look;
 
     b.on_node_fault = MST_ON_FAULT_HOLD;
     world_define(w, &a);
@@ -224,6 +228,15 @@ START_TEST(a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others
     w->nodes[1].orders_wait = w->nodes[2].orders_wait = true;
     world_cut(w, 0, true);
     ck_assert(world_until(w, 30000, is_held, "web02"));
+    return w;
+}
+
+/* Held while the recovery that has it is still busy with another VM: what it is held for stays to be read, and it is said why. */
+START_TEST(a_held_vm_is_not_started_before_its_recovery_has_done_with_the_others)
+{
+    struct world *w = held_beside_a_start();
+    struct mst_vm_look look;
+
     ck_assert_int_eq(world_request(w, MST_REQ_START, "web02", NULL), -EBUSY);
     ck_assert_ptr_nonnull(strstr(world_reply_text(w), "which still has other VMs to start"));
     ck_assert(mst_core_vm_by_name(w->core, "web02", &look));
@@ -239,19 +252,8 @@ END_TEST
 
 START_TEST(a_held_vm_is_stopped_while_its_recovery_is_busy_with_another)
 {
-    struct world *w = world_new(3);
-    struct mst_definition a = world_def("web01", 16, true), b = world_def("web02", 16, true);
+    struct world *w = held_beside_a_start();
 
-    b.on_node_fault = MST_ON_FAULT_HOLD;
-    world_define(w, &a);
-    world_define(w, &b);
-    world_start_vm(w, "web01", "n1");
-    world_start_vm(w, "web02", "n1");
-    world_checkpoint(w, "web01", 7);
-    world_run(w, 1200);
-    w->nodes[1].orders_wait = w->nodes[2].orders_wait = true;
-    world_cut(w, 0, true);
-    ck_assert(world_until(w, 30000, is_held, "web02"));
     ck_assert_int_eq(world_request(w, MST_REQ_STOP, "web02", NULL), 0);
     ck_assert_int_eq(world_phase(w, "web02"), MST_VM_STOPPED);
     w->nodes[1].orders_wait = w->nodes[2].orders_wait = false;

@@ -198,9 +198,9 @@ struct verdict {
 };
 
 /* Its slot was read since the report came, and says nothing of it any more: a decision may have waited for the store as long as the silence lasted. */
-static bool answers_again(const struct mst_core *core, const struct queued_report *q, unsigned index)
+static bool answers_again(struct mst_core *core, const struct queued_report *q, unsigned index)
 {
-    struct node *node = (struct node *)&core->nodes[index];
+    struct node *node = &core->nodes[index];
     const struct held *held = held_find(node, q->r.vm, q->r.epoch);
 
     return q->r.kind == MST_FAULT_VM_SILENT && node->read_err == 0 && node->read_finished > q->read && held &&

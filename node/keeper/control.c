@@ -48,7 +48,7 @@ struct mst_control {
 struct report { /* kept until a coordinator says Done: what it decided by then is durable */
     struct report *next;
     uint64_t id;       /* of its envelope */
-    uint64_t again_ms; /* the coordinator had no room for it: then once more; 0: it has not said so */
+    uint64_t again_ms; /* the coordinator did not take it yet: then once more; 0: it has not said so */
     Mainstay__FaultKind kind;
     char vm[MST_NAME_BYTES]; /* "": of the node */
     uint64_t epoch;
@@ -205,7 +205,7 @@ static void report_answered(struct mst_control *c, const mst_envelope *env)
     if (!*at)
         return;
     if (env->done->error == EBUSY || env->done->error == ENOBUFS) {
-        log_notice("coordinator=%s has no room for report %" PRIu64 " now: it is sent again", c->to->address, env->reply_to);
+        log_notice("coordinator=%s does not take report %" PRIu64 " now: it is sent again", c->to->address, env->reply_to);
         (*at)->again_ms = mst_now_ms() + MST_REPORT_AGAIN_MS;
         return;
     }

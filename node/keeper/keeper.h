@@ -56,7 +56,7 @@
 #define MST_AGENT_BACKOFF_MIN_MS 200
 #define MST_AGENT_BACKOFF_MAX_MS 5000
 #define MST_AGENT_SETTLED_MS     10000 /* an agent that lived so long starts over with the shortest backoff */
-#define MST_REPORT_AGAIN_MS      5000  /* one for which a coordinator had no room */
+#define MST_REPORT_AGAIN_MS      5000  /* one that a coordinator did not take yet */
 #define MST_REPORTS_MAX          256u  /* fault reports kept while no coordinator is connected */
 #define MST_ORDERS_MAX           256u  /* orders relayed to the agent and not answered */
 static_assert(MST_KILL_DEADLINE_MS < MST_ORDER_DEADLINE_MS, "a start that failed is cleaned up within its order");
